@@ -1,0 +1,1 @@
+"""tracekit: what-if replay of Linux memory-management traces."""

@@ -1,0 +1,1 @@
+"""bytes → raw events: one module per trace format, found by content."""
