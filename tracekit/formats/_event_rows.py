@@ -1,0 +1,208 @@
+"""The raw bytes of many events of one format → typed columns."""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit import _columns
+from tracekit._columns import Bytes
+from tracekit.formats._event_format import EventFormat, Field
+from tracekit.formats._print_fmt import namers
+
+COMMON = ("time_ns", "cpu", "pid", "tid", "comm", "callchain_id", "seq")
+RECORD_COMMON = ("common_flags", "common_preempt_count", "common_pid")
+
+Places = np.ndarray[tuple[int], np.dtype[np.int64]]
+Rows = np.ndarray
+Named = list[tuple[str, pa.Array]]
+Count = Callable[[str, int], None]
+
+_SIZES = {
+    "char": 1, "u8": 1, "__u8": 1, "s8": 1, "__s8": 1, "bool": 1, "uint8_t": 1, "int8_t": 1,
+    "short": 2, "u16": 2, "__u16": 2, "s16": 2, "__s16": 2, "uint16_t": 2, "int16_t": 2, "__be16": 2, "__le16": 2,
+    "int": 4, "u32": 4, "__u32": 4, "s32": 4, "__s32": 4, "uint32_t": 4, "int32_t": 4, "__be32": 4, "unsigned": 4,
+    "u64": 8, "__u64": 8, "s64": 8, "__s64": 8, "uint64_t": 8, "int64_t": 8, "size_t": 8, "long": 8,
+}  # fmt: skip
+
+
+class _Companion:
+    """Names of the values of one field; what it has seen it does not work out again."""
+
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self.name = name
+        self.values = np.empty(0, np.int64)  # sorted
+        self.codes = np.empty(0, np.int32)
+        self.names: list[str] = []
+        self.code_of: dict[str, int] = {}
+
+    def column(self, values: np.ndarray) -> pa.Array:
+        wide = values.astype(np.int64)
+        place = np.searchsorted(self.values, wide)
+        known = np.zeros(len(wide), bool)
+        if len(self.values):
+            place = np.minimum(place, len(self.values) - 1)
+            known = self.values[place] == wide
+        if not known.all():
+            self._learn(np.unique(wide[~known]))
+            place = np.searchsorted(self.values, wide)
+        return _columns.labels(self.codes[place], self.names)
+
+    def _learn(self, fresh: np.ndarray) -> None:
+        codes = []
+        for value in fresh.tolist():
+            text = self.name(value)
+            codes.append(self.code_of.setdefault(text, len(self.code_of)))
+            if len(self.code_of) > len(self.names):
+                self.names.append(text)
+        values = np.concatenate((self.values, fresh))
+        order = np.argsort(values)
+        self.values = values[order]
+        self.codes = np.concatenate((self.codes, np.array(codes, np.int32)))[order]
+
+
+class EventRows:
+    """Decodes the events of one format. One thread at a time."""
+
+    def __init__(self, event: EventFormat) -> None:
+        self.event = event
+        self.row_bytes = max(event.fixed_size, 8)
+        self._columns = _column_names(event)
+        by_name = {namer.field: namer for namer in namers(event.print_fmt)}
+        taken = set(self._columns.values())
+        self._companions = {
+            field.name: _Companion(by_name[field.name].name)
+            for field in event.fields
+            if field.name in by_name
+            and _is_number(field)
+            and self._columns[field.name] + "_name" not in taken
+        }
+
+    def decode(self, data: Bytes, at: Places, size: Places, count: Count) -> Named:
+        """Columns of the events at ``data[at[i]:at[i] + size[i]]``.
+
+        ``at`` must be multiples of 4, ``size`` at least ``row_bytes``, and ``data`` must reach ``row_bytes`` beyond
+        the last. ``count`` is told of anomalies.
+        """
+        rows = _gather(data, at, self.row_bytes)
+        columns: Named = []
+        for field in (*self.event.common, *self.event.fields):
+            if field.name == "common_type":
+                continue
+            name = self._columns[field.name]
+            if field.dynamic:
+                columns.append((name, _dynamic(data, rows, at, size, field, count)))
+                continue
+            values = _take(rows, field)
+            columns.append((name, _array(values, field)))
+            if field.name in self._companions:
+                columns.append((name + "_name", self._companions[field.name].column(values)))
+        return columns
+
+
+def _column_names(event: EventFormat) -> dict[str, str]:
+    """Field → column; a field never takes the name of a common column."""
+    names = {field.name: field.name for field in event.common}
+    taken = {*COMMON, *RECORD_COMMON, *names}
+    for field in event.fields:
+        name = f"field_{field.name}" if field.name in taken else field.name
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[field.name] = name
+    return names
+
+
+def _gather(data: Bytes, at: Places, row_bytes: int) -> Rows:
+    """uint8[n, row_bytes]: a copy of each event, one memcpy each."""
+    count = max((len(data) - row_bytes) // 4 + 1, 0)
+    view: Rows = np.ndarray((count,), np.dtype((np.void, row_bytes)), data.data, 0, (4,))
+    return view[at >> 2].view(np.uint8).reshape(len(at), row_bytes)
+
+
+def _is_number(field: Field) -> bool:
+    return not field.array and not field.dynamic and field.size in {1, 2, 4, 8}
+
+
+def _integer(size: int, *, signed: bool) -> np.dtype:
+    return np.dtype(f"{'i' if signed else 'u'}{size}")
+
+
+def _take(rows: Rows, field: Field) -> np.ndarray:
+    """The bytes of ``field``, contiguous; as integers if it is one."""
+    part = np.ascontiguousarray(rows[:, field.offset : field.offset + field.size])
+    if not _is_number(field):
+        return part
+    values = part.view(_integer(field.size, signed=field.signed and not field.address)).reshape(len(rows))
+    return values.astype(np.uint64) if field.address else values
+
+
+def _array(values: np.ndarray, field: Field) -> pa.Array:
+    if _is_number(field):
+        return _columns.numbers(values)
+    if field.text:
+        ends = np.arange(1, len(values) + 1, dtype=np.int64) * field.size
+        return _columns.strings(values.reshape(-1), ends - field.size, ends)
+    element = _element_bytes(field.type)
+    if field.array and element and field.size % element == 0 and field.size:
+        return _columns.fixed_list(values.view(_integer(element, signed=field.signed)))
+    return _columns.fixed_bytes(values)
+
+
+def _element_bytes(kind: str) -> int:
+    """Bytes of one element of a C type; 0 if it is no integer."""
+    if "*" in kind:
+        return 8
+    words = [word for word in re.findall(r"\w+", kind) if word not in {"const", "unsigned", "signed", "volatile"}]
+    if not words:
+        return 4
+    return _SIZES.get("long" if words[0] == "long" else words[-1], 0)
+
+
+def _dynamic(  # noqa: PLR0913 - a field, where its events are, and whom to tell
+    data: Bytes, rows: Rows, at: Places, size: Places, field: Field, count: Count
+) -> pa.Array:
+    """Variable data: the field holds length << 16 | offset. Null where that points outside of the event."""
+    place = np.ascontiguousarray(rows[:, field.offset : field.offset + 4]).view(np.uint32).reshape(-1).astype(np.int64)
+    begin = place & 0xFFFF
+    if field.dynamic == "relative":
+        begin = begin + field.offset + 4
+    length = place >> 16
+    valid = begin + length <= size
+    if not valid.all():
+        count("dynamic_field_outside_record", int(np.count_nonzero(~valid)))
+    begin = np.where(valid, at + begin, 0)
+    flat, offsets = _columns.pick(data, begin, begin + np.where(valid, length, 0))
+    if field.text:
+        return _columns.strings(flat, offsets[:-1], offsets[1:], valid)
+    element = _element_bytes(field.type.split(None, 1)[-1].replace("[]", ""))
+    if element <= 1 or (offsets % element).any():
+        return _columns.lists(flat, offsets, valid)
+    values = flat.view(_integer(element, signed=field.signed and False))
+    return _columns.lists(values, offsets // element, valid)
+
+
+class EventColumns(NamedTuple):
+    """Common columns of events of one kind, sorted."""
+
+    time_ns: np.ndarray
+    cpu: np.ndarray
+    pid: np.ndarray
+    tid: np.ndarray
+    comm: pa.Array
+    callchain_id: pa.Array
+    seq: np.ndarray
+
+    def named(self) -> Named:
+        """As Arrow columns in the order of the tables."""
+        return [
+            ("time_ns", _columns.numbers(self.time_ns)),
+            ("cpu", _columns.numbers(self.cpu, self.cpu >= 0)),
+            ("pid", _columns.numbers(self.pid, self.pid >= 0)),
+            ("tid", _columns.numbers(self.tid, self.tid >= 0)),
+            ("comm", self.comm),
+            ("callchain_id", self.callchain_id),
+            ("seq", _columns.numbers(self.seq)),
+        ]

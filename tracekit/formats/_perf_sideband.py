@@ -1,0 +1,184 @@
+"""Records of perf.data that are no samples: names, forks, exits, mappings, losses → tables.
+
+Source: include/uapi/linux/perf_event.h enum perf_event_type.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit import _columns
+from tracekit.formats import Sink
+from tracekit.formats._comm import CommHistory
+from tracekit.formats._perf_index import Starts, Words
+
+MMAP, LOST, COMM, EXIT, FORK, MMAP2, LOST_SAMPLES = 1, 2, 3, 4, 7, 10, 13
+TASK_KINDS = ["comm", "exec", "fork", "exit"]
+MMAP_KINDS = ["exec", "data"]
+
+_MISC_COMM_EXEC = 1 << 13
+_MISC_MMAP_DATA = 1 << 13
+_MISC_MMAP_BUILD_ID = 1 << 14
+_MISC_LOST_BPF = 1 << 15  # dropped by a BPF filter as asked for, not lost
+
+_BODY_WORDS = {MMAP: 5, LOST: 3, COMM: 3, EXIT: 4, FORK: 4, MMAP2: 9, LOST_SAMPLES: 2}
+
+
+class Records(NamedTuple):
+    """Records of one window that are no samples, by (time, seq); all arrays int64[n]."""
+
+    words: Words
+    starts: Starts  # words
+    ends: Starts  # words, without the trailer
+    kind: np.ndarray
+    misc: np.ndarray
+    time_ns: np.ndarray
+    cpu: np.ndarray
+    event: np.ndarray  # number of the event that the trailer names; −1: none
+    seq: np.ndarray
+
+    def of(self, *kinds: int) -> "Records":
+        """Those of some kinds."""
+        return self.pick(np.isin(self.kind, kinds))
+
+    def pick(self, which: np.ndarray) -> "Records":
+        """Some of them, by mask or by index."""
+        return Records(self.words, *(column[which] for column in self[1:]))
+
+    def pair(self, word: int) -> tuple[np.ndarray, np.ndarray]:
+        """The two int32 in a word of each record."""
+        value = self.words[self.starts + word]
+        return value.astype(np.uint32).view(np.int32), (value >> np.uint64(32)).astype(np.uint32).view(np.int32)
+
+    def text(self, word: int) -> pa.Array:
+        """The string that starts at a word of each record."""
+        begin, end = 8 * (self.starts + word), 8 * self.ends
+        flat, offsets = _columns.pick(self.words.view(np.uint8), begin, end)
+        return _columns.strings(flat, offsets[:-1], offsets[1:])
+
+
+class Losses:
+    """How many events were lost, as far as the records say."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.in_buffer = 0  # LOST: counted by the buffer, as seen when the next record found room
+        self.of_events = 0  # LOST_SAMPLES: counted by the events and read at the end, the same events again
+
+    def summary(self) -> dict[str, object]:
+        """For the manifest."""
+        return {"events": max(self.in_buffer, self.of_events), "records": self.records}
+
+
+def whole(records: Records, count: Callable[[str, int], None]) -> Records:
+    """Those that are long enough for what their kind holds."""
+    needed = np.zeros(256, np.int64)
+    for kind, words in _BODY_WORDS.items():
+        needed[kind] = words
+    fits = records.starts + needed[np.minimum(records.kind, 255)] <= records.ends
+    if not fits.all():
+        count("record_too_short", int(np.count_nonzero(~fits)))
+        return records.pick(fits)
+    return records
+
+
+def write_tasks(records: Records, comms: CommHistory, sink: Sink) -> None:
+    """COMM, FORK and EXIT → ``tasks``; tells ``comms`` of them."""
+    records = records.of(COMM, FORK, EXIT)
+    if len(records.starts) == 0:
+        return
+    is_comm = records.kind == COMM
+    first, second = records.pair(1)
+    third, fourth = records.pair(2)
+    pid, tid = first, np.where(is_comm, second, third)
+    parent_pid, parent_tid = second, fourth
+    names = iter(records.pick(is_comm).text(2).to_pylist())
+    codes = []
+    columns = (records.kind, records.time_ns, tid, parent_tid)
+    for kind, time_ns, task, parent in zip(*(column.tolist() for column in columns), strict=True):
+        if kind == COMM:
+            codes.append(comms.comm(time_ns, task, next(names)))
+        elif kind == FORK:
+            codes.append(comms.fork(time_ns, task, parent))
+        else:
+            codes.append(comms.exit(time_ns, task))
+    executed = is_comm & (records.misc & _MISC_COMM_EXEC != 0)
+    what = np.select([executed, is_comm, records.kind == FORK], [1, 0, 2], 3)
+    _append(sink, "tasks", records, [
+        ("pid", _columns.numbers(pid, pid >= 0)),
+        ("tid", _columns.numbers(tid, tid >= 0)),
+        ("kind", _columns.labels(what, TASK_KINDS)),
+        ("comm", _columns.labels(np.array(codes, np.int32), comms.names)),
+        ("ppid", _columns.numbers(parent_pid, ~is_comm & (parent_pid >= 0))),
+        ("ptid", _columns.numbers(parent_tid, ~is_comm & (parent_tid >= 0))),
+    ])  # fmt: skip
+
+
+def write_maps(records: Records, sink: Sink) -> None:
+    """MMAP and MMAP2 → ``maps``."""
+    for kind in (MMAP, MMAP2):
+        mine = records.of(kind)
+        if len(mine.starts) == 0:
+            continue
+        pid, tid = mine.pair(1)
+        addr, length, pgoff = (mine.words[mine.starts + word] for word in (2, 3, 4))
+        # MMAP is too short for these; its own words stand in, and are marked as null
+        last = (5, 6, 8) if kind == MMAP2 else (1, 1, 1)
+        (major, minor), (prot, flags) = mine.pair(last[0]), mine.pair(last[2])
+        full = np.full(len(pid), kind == MMAP2)
+        device = full & (mine.misc & _MISC_MMAP_BUILD_ID == 0)
+        data = (mine.misc & _MISC_MMAP_DATA != 0).astype(np.int32)
+        _append(sink, "maps", mine, [
+            ("pid", _columns.numbers(pid, pid >= 0)),
+            ("tid", _columns.numbers(tid, tid >= 0)),
+            ("addr", _columns.numbers(addr)),
+            ("len", _columns.numbers(length)),
+            ("pgoff", _columns.numbers(pgoff)),
+            ("prot", _columns.numbers(prot.view(np.uint32), full)),
+            ("flags", _columns.numbers(flags.view(np.uint32), full)),
+            ("maj", _columns.numbers(major.view(np.uint32), device)),
+            ("min", _columns.numbers(minor.view(np.uint32), device)),
+            ("ino", _columns.numbers(mine.words[mine.starts + last[1]], device)),
+            ("filename", _dictionary(mine.text(9 if kind == MMAP2 else 5))),
+            ("kind", _columns.labels(data, MMAP_KINDS)),
+        ])  # fmt: skip
+
+
+def write_losses(records: Records, losses: Losses, events: list[str], event_of_id: Callable, sink: Sink) -> None:
+    """LOST and LOST_SAMPLES → ``lost``."""
+    for kind in (LOST, LOST_SAMPLES):
+        mine = records.of(kind)
+        if kind == LOST_SAMPLES:
+            mine = mine.pick(mine.misc & _MISC_LOST_BPF == 0)
+        if len(mine.starts) == 0:
+            continue
+        lost = mine.words[mine.starts + (2 if kind == LOST else 1)]
+        event = event_of_id(mine.words[mine.starts + 1]) if kind == LOST else mine.event
+        total = min(int(lost.astype(np.float64).sum()), (1 << 63) - 1)
+        losses.records += len(lost)
+        if kind == LOST:
+            losses.in_buffer += total
+        else:
+            losses.of_events += total
+        _append(sink, "lost", mine, [
+            ("count", _columns.numbers(lost)),
+            ("event", _columns.labels(event.astype(np.int32), events)),
+            ("kind", _columns.labels(np.full(len(lost), int(kind != LOST)), ["lost", "lost_samples"])),
+        ])  # fmt: skip
+
+
+def _append(sink: Sink, table: str, records: Records, columns: list[tuple[str, pa.Array]]) -> None:
+    cpu = records.cpu.astype(np.int32)
+    named = [
+        ("time_ns", _columns.numbers(records.time_ns)),
+        ("cpu", _columns.numbers(cpu, cpu >= 0)),
+        *columns,
+        ("seq", _columns.numbers(records.seq.astype(np.uint64))),
+    ]
+    sink.append(table, pa.RecordBatch.from_arrays([array for _, array in named], [name for name, _ in named]))
+
+
+def _dictionary(texts: pa.Array) -> pa.Array:
+    return texts.dictionary_encode()
