@@ -1,0 +1,254 @@
+"""The command line: one function per verb, no logic. Heavy imports live inside the verbs (--help < 0.3 s)."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import tracekit
+from tracekit.errors import TracekitError
+
+if TYPE_CHECKING:
+    from tracekit.trace import Trace
+
+EXIT_FAULT, EXIT_LOSS, EXIT_INTERRUPTED = 1, 3, 130
+
+app = typer.Typer(
+    help="What-if replay of Linux memory-management traces. Exit status: 0 done; 1 input or request at fault; 2 usage; "
+    "3 done, with losses above --max-loss; 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PathArgument = Annotated[Path, typer.Argument(metavar="PATH", help="A trace file or a trace directory.")]
+OutOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to write.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
+PolicyOption = Annotated[
+    list[str] | None, typer.Option("--policy", help="NAME[:KEY=VALUE,…]; repeatable. See: tracekit policies.")
+]
+MaxLossOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Share of events that may be lost before the exit status is 3.")
+]
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"tracekit {tracekit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def ingest(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace file: see tracekit formats.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Trace directory; default FILE.tracekit.")
+    ] = None,
+    force: ForceOption = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
+    max_loss: MaxLossOption = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Read a trace into a directory of Parquet tables."""
+    from tracekit.ingest import ingest as ingest_file
+    from tracekit.trace import open_trace
+
+    trace = open_trace(ingest_file(file, output, force=force, jobs=jobs, progress=_progress("ingest")))
+    if as_json:
+        _print_json(trace.manifest)
+    else:
+        rows = sum(trace.rows(event) for event in trace.event_names)
+        typer.echo(f"{trace.path}: {rows:,} records of {len(trace.event_names)} events")
+    _leave(trace, max_loss)
+
+
+@app.command()
+def info(path: PathArgument, max_loss: MaxLossOption = 0.0, as_json: JsonOption = False) -> None:
+    """Say what a trace holds, what was lost, what can be judged and what is missing for the rest."""
+    from tracekit import inspect, pipeline
+
+    trace = pipeline.load(path, progress=_progress("ingest"))
+    document = inspect.inspect(trace)
+    if as_json:
+        _print_json(document)
+    else:
+        typer.echo(inspect.text(document))
+    _leave(trace, max_loss)
+
+
+@app.command()
+def replay(
+    path: PathArgument,
+    policy: PolicyOption = None,
+    all_policies: Annotated[bool, typer.Option("--all", help="Every policy, with its default parameters.")] = False,
+    fidelity: Annotated[
+        str | None, typer.Option(help="Use no more than this: observed, reconstructed, counts.")
+    ] = None,
+    output: OutOption = None,
+    force: ForceOption = False,
+    max_loss: MaxLossOption = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Replay a trace and predict what it would have cost under other policies."""
+    from tracekit import pipeline, registry, reports
+
+    names = registry.names("tracekit.policies") if all_policies else []
+    trace = pipeline.load(path, progress=_progress("ingest"))
+    result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity)
+    if output is not None:
+        result.write(output, force=force)
+    sys.stdout.write(reports.render(result.document, "json" if as_json else "txt").decode())
+    _leave(trace, max_loss)
+
+
+@app.command()
+def report(
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A result directory, or its summary.json.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="By suffix: .html .md .json .txt .png .svg")],
+) -> None:
+    """Write a report of a result."""
+    from tracekit import reports
+    from tracekit.result import open_result
+
+    reports.write(open_result(result).document, output)
+
+
+@app.command()
+def validate(
+    dirs: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders with spec.json files below them.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Predict what every spec.json below DIR asks for, beside what was measured."""
+    from tracekit import validation
+
+    rows = validation.validate(dirs, progress=_progress("validate"))
+    if as_json:
+        _print_json(validation.document(rows))
+    else:
+        typer.echo(validation.text(rows))
+
+
+@app.command()
+def policies(
+    operations: Annotated[bool, typer.Option("--operations", help="List the operations and what they mean.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List the policies and their parameters."""
+    from tracekit import policies as package
+    from tracekit import registry
+    from tracekit.machine.operations import OPERATIONS
+
+    if operations:
+        _print_table(OPERATIONS, as_json)
+        return
+    described = [package.describe(name) for name in registry.names("tracekit.policies")]
+    if as_json:
+        _print_json(described)
+        return
+    for one in described:
+        typer.echo(f"{one['name']}: {one['text']}")
+        for key, param in one["params"].items():
+            typer.echo(f"    {key}={'|'.join(param['choices'])}   default {param['default']}")
+
+
+@app.command()
+def formats(as_json: JsonOption = False) -> None:
+    """List the trace formats that can be read; a file's format is found by its content."""
+    from tracekit import formats as package
+
+    _print_table(package.described(), as_json)
+
+
+@app.command()
+def demo(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Keep the trace, result and report here.")
+    ] = None,
+) -> None:
+    """Run the whole job on a small real capture that comes with tracekit."""
+    from tracekit import demonstration
+
+    demonstration.run(output, typer.echo)
+
+
+def main() -> None:
+    """Entry point: one line on stderr for what is the input's or the request's fault, a traceback for a bug of ours."""
+    try:
+        status = app(standalone_mode=False)
+    except TracekitError as error:
+        _complain(str(error))
+        status = EXIT_FAULT
+    except typer.Exit as done:
+        status = done.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing was left half-written")
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except Exception as error:  # noqa: BLE001 -- raised again unless it is click's own
+        status = _usage_status(error)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _usage_status(error: Exception) -> int:
+    """Click's own exceptions know how to show themselves; anything else is a bug and keeps its traceback."""
+    show = getattr(error, "show", None)
+    if show is None:
+        raise error
+    show()
+    return int(getattr(error, "exit_code", 2))
+
+
+def _complain(message: str) -> None:
+    print(f"tracekit: {message}", file=sys.stderr)  # noqa: T201
+
+
+def _leave(trace: "Trace", max_loss: float) -> None:
+    """Exit 3 where more was lost than may be; says what."""
+    from tracekit.inspect import loss
+
+    share, what = loss(trace)
+    if what is not None and (share is None or share > max_loss):
+        _complain(f"{trace.manifest['source']['name']}: {what}")
+        raise typer.Exit(EXIT_LOSS)
+
+
+def _progress(verb: str) -> Callable[[int, int], None] | None:
+    """A line on stderr that counts up, where stderr is a terminal."""
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        end = "\r" if done < total else "\r\033[K"
+        print(f"{verb} {done / max(total, 1):4.0%}", end=end, file=sys.stderr, flush=True)  # noqa: T201
+
+    return show
+
+
+def _print_json(document: Any) -> None:  # noqa: ANN401 -- any JSON document
+    typer.echo(json.dumps(document, indent=1))
+
+
+def _print_table(texts: dict[str, str], as_json: bool) -> None:
+    if as_json:
+        _print_json(texts)
+        return
+    for name, text in texts.items():
+        typer.echo(f"{name:<34} {text}")

@@ -1,0 +1,151 @@
+"""Calls: the system call or kernel work in which a task did something, as its caller feels it.
+
+A migrate_pages() run inside a system call belongs to that call. Outside one, or where the kernel gives a reason of
+its own (compaction, NUMA balancing, …), it is kernel work and has a row of its own.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracekit.machine.timeline import Kind, Source
+
+# trace reason (include/trace/events/migrate.h) → the name of the work; a reason missing here keeps its own name
+WORK_OF_REASON = {"numa_misplaced": "numa_balancing", "demotion": "reclaim"}
+# These reasons say only that some system call asked; its own row says which.
+_REASONS_OF_SYSCALLS = ("syscall_or_cpuset", "mempolicy_mbind")
+
+SCHEMA: dict[str, pl.DataType] = {
+    "call": pl.Int64(),  # row number
+    "name": pl.String(),
+    "kind": pl.String(),  # syscall | migrate_pages
+    "is_work": pl.Boolean(),  # kernel work with a name of its own
+    "task": pl.Int32(),
+    "parent": pl.Int64(),  # enclosing call of the task; null: outermost
+    "outermost": pl.Int64(),  # itself, or the first of its parents
+    "start_row": pl.Int64(),
+    "end_row": pl.Int64(),  # null: its end was not seen
+    "start_ns": pl.Int64(),
+    "end_ns": pl.Int64(),
+    "duration_ns": pl.Int64(),
+    # records of the task inside it, by how they were taken: what tracing added to duration_ns
+    "tracepoints": pl.Int64(),
+    "kprobes": pl.Int64(),
+    "kretprobes": pl.Int64(),
+}
+
+_ENTERS = (Kind.SYSCALL_ENTER, Kind.MIGRATE_START)
+_KIND_NAME = {Kind.SYSCALL_ENTER: "syscall", Kind.MIGRATE_START: "migrate_pages"}
+_END_OF = {Kind.SYSCALL_EXIT: Kind.SYSCALL_ENTER, Kind.MIGRATE_END: Kind.MIGRATE_START}
+
+
+class Calls(NamedTuple):
+    """Attributes.
+
+    table: columns as ``SCHEMA``.
+    of_row: int64[n_rows], innermost call of a timeline row; -1: none seen.
+    """
+
+    table: pl.DataFrame
+    of_row: npt.NDArray[np.int64]
+
+
+class _Open(NamedTuple):
+    number: int
+    kind: int
+    name: str
+
+
+def find_calls(rows: pl.DataFrame) -> Calls:
+    """Match entries and exits of calls in the timeline ``rows``, task by task.
+
+    A call whose exit is missing ends, unknown, where its task does the next thing that can only come after it; an
+    exit without its entry (the trace began inside the call) is left out.
+    """
+    edges = rows.with_row_index("row").filter(pl.col("kind").is_in([*_ENTERS, *_END_OF]))
+    found: list[list[int | None]] = []  # start_row, end_row, parent
+    names: list[tuple[str, str, bool]] = []
+    stack: list[_Open] = []
+    task_before: int | None = None
+    for row, task, kind, event, label, comm in edges.select(
+        "row", "task", "kind", "event", "label", "comm"
+    ).iter_rows():
+        if task != task_before:
+            stack, task_before = [], task
+        name = _name(kind, event, label, comm)
+        if kind in _ENTERS:
+            if kind == Kind.SYSCALL_ENTER:
+                stack.clear()  # a task is in one system call at a time: the exits of any before were lost
+            elif stack and stack[-1].kind == kind:
+                stack.pop()  # nor does migrate_pages() nest
+            parent = stack[-1] if stack else None
+            stack.append(_Open(len(found), kind, name))
+            found.append([row, None, parent.number if parent else None])
+            names.append((name, _KIND_NAME[Kind(kind)], _is_work(kind, label, parent)))
+            continue
+        for depth in range(len(stack) - 1, -1, -1):
+            top = stack[depth]
+            if top.kind == _END_OF[Kind(kind)] and (kind == Kind.MIGRATE_END or top.name == name):
+                found[top.number][1] = row
+                del stack[depth:]
+                break
+    return Calls(table := _table(rows, found, names), _innermost(table, len(rows)))
+
+
+def _name(kind: int, event: str, label: str | None, comm: str | None) -> str:
+    if kind in (Kind.SYSCALL_ENTER, Kind.SYSCALL_EXIT):
+        return event.split(":", 1)[1].removeprefix("sys_enter_").removeprefix("sys_exit_")
+    if label == "compaction" and comm is not None and comm.startswith("kcompactd"):
+        return "kcompactd"
+    return WORK_OF_REASON.get(label, label) if label is not None else "migrate_pages()"
+
+
+def _is_work(kind: int, label: str | None, parent: _Open | None) -> bool:
+    return kind == Kind.MIGRATE_START and (parent is None or label not in (*_REASONS_OF_SYSCALLS, None))
+
+
+def _table(rows: pl.DataFrame, found: list[list[int | None]], names: list[tuple[str, str, bool]]) -> pl.DataFrame:
+    table = pl.DataFrame(found, schema={"start_row": pl.Int64, "end_row": pl.Int64, "parent": pl.Int64}, orient="row")
+    named = pl.DataFrame(names, schema={"name": pl.String, "kind": pl.String, "is_work": pl.Boolean}, orient="row")
+    taken = rows.select(
+        *(
+            (pl.col("source") == source).cum_sum().cast(pl.Int64).alias(name)
+            for name, source in (
+                ("tracepoints", Source.TRACEPOINT),
+                ("kprobes", Source.KPROBE),
+                ("kretprobes", Source.KRETPROBE),
+            )
+        )
+    )
+    start, end = table["start_row"], table["end_row"]
+    # Tracing an event delays what follows its time stamp, less what precedes it: so a call pays for the record of
+    # its entry and for all up to its exit, but one. Which one does not matter.
+    counts = [(taken[name].gather(end) - taken[name].gather(start)).alias(name) for name in taken.columns]
+    outermost: list[int] = []
+    for number, parent in enumerate(table["parent"]):
+        outermost.append(number if parent is None else outermost[parent])
+    start_ns, end_ns = rows["time_ns"].gather(start), rows["time_ns"].gather(end)
+    return (
+        pl.concat([table, named], how="horizontal")
+        .with_columns(
+            rows["task"].gather(start),
+            *counts,
+            call=pl.int_range(len(table), dtype=pl.Int64),
+            outermost=pl.Series(outermost, dtype=pl.Int64),
+            start_ns=start_ns,
+            end_ns=end_ns,
+            duration_ns=end_ns - start_ns,
+        )
+        .select(pl.col(column).cast(dtype) for column, dtype in SCHEMA.items())
+    )
+
+
+def _innermost(table: pl.DataFrame, n_rows: int) -> npt.NDArray[np.int64]:
+    """Calls start in row order, parents before children: painting them in that order leaves the innermost."""
+    of_row = np.full(n_rows, -1, dtype=np.int64)
+    for call, start, end in table.select("call", "start_row", "end_row").iter_rows():
+        if end is not None:
+            of_row[start : end + 1] = call
+    return of_row

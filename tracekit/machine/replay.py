@@ -1,0 +1,184 @@
+"""A trace → operations, episodes and calls: the machine replayed once (DESIGN.md §1)."""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from tracekit import schema
+from tracekit.machine import operations
+from tracekit.machine.calls import Calls, find_calls
+from tracekit.machine.entries import find_entries, fork_windows, pair_walks
+from tracekit.machine.episodes import entries_stayed, episode_of_walk, find_episodes
+from tracekit.machine.losses import lost_windows, touched
+from tracekit.machine.timeline import Kind, timeline
+from tracekit.machine.walks import Walks, find_walks
+from tracekit.trace import Trace
+
+VISIT_EVENTS = ("try_to_migrate_one", "remove_migration_pte_visit")
+
+
+class Replay(NamedTuple):
+    """What the machine made of a trace.
+
+    Attributes:
+        fidelity: observed, counts or none (nothing migrated): what the operations rest on (DESIGN.md §2).
+        operations: columns as ``operations.SCHEMA``.
+        episodes: columns as ``episodes.find_episodes``.
+        calls: columns as ``calls.SCHEMA``, and ``lost``: whether events were lost inside.
+        rows: the timeline, aligned with ``walks``; the cost model measures gaps in it.
+        walks: which rows are visits of which walk.
+        anomalies: what did not fit, counted by kind; kinds that did not occur are left out.
+    """
+
+    fidelity: str
+    operations: pl.DataFrame
+    episodes: pl.DataFrame
+    calls: pl.DataFrame
+    rows: pl.DataFrame
+    walks: Walks
+    anomalies: dict[str, int]
+
+
+def replay(trace: Trace, *, visits: bool = True) -> Replay:
+    """Replay ``trace`` at the highest fidelity that it allows and this version knows.
+
+    Args:
+        trace: what was recorded.
+        visits: False hides the probes of VMA visits, as if they had not been recorded (fidelity counts).
+
+    Raises:
+        MissingEventsError: a probe lacks arguments that its canonical event needs.
+    """
+    rows = timeline(trace, visits=visits)
+    walks, calls = find_walks(rows), find_calls(rows)
+    entries = find_entries(rows, walks)
+    windows = lost_windows(trace, rows)
+    spans = calls.table.select(first_row="start_row", last_row=pl.coalesce("end_row", "start_row"))
+    call_table = calls.table.with_columns(lost=pl.Series(touched(spans, windows, rows), dtype=pl.Boolean))
+    first = walks.table["first_row"].to_numpy()
+    walk_table = walks.table.with_columns(
+        lost=pl.Series(touched(walks.table, windows, rows), dtype=pl.Boolean),
+        call=pl.Series(calls.of_row[first]).replace(-1, None),
+    )
+    stayed = entries_stayed(entries, trace.manifest["machine"]["arch"] or "")
+    episodes = find_episodes(walk_table, pair_walks(rows, walks, entries), call_table, stayed)
+    seen = _seen(rows, walks, calls)
+    entries = entries.join(episode_of_walk(episodes), on="walk", how="left", maintain_order="left")
+    ops = pl.concat([seen, _inferred(trace, rows, entries, episodes)], how="diagonal_relaxed")
+    return Replay(
+        _fidelity(trace, rows) if visits else "counts",
+        _conform(ops, episodes),
+        episodes,
+        call_table,
+        rows,
+        walks,
+        _anomalies(walks, episodes, entries, call_table),
+    )
+
+
+def _fidelity(trace: Trace, rows: pl.DataFrame) -> str:
+    if rows.is_empty():
+        return "none"
+    return "observed" if all(schema.recorded(trace, event) for event in VISIT_EVENTS) else "counts"
+
+
+_OP_OF_KIND = {
+    Kind.TRY_VISIT: "try_to_migrate.vma_visit",
+    Kind.REMOVE_VISIT: "remove_migration_ptes.vma_visit",
+    Kind.SET: "migration_entry.set",
+    Kind.RESTORE: "migration_entry.restore",
+    Kind.COPY: "folio.copy",
+}
+
+
+def _seen(rows: pl.DataFrame, walks: Walks, calls: Calls) -> pl.DataFrame:
+    """The operations that an event shows; an entry's folio, vma and mm are those of its visit."""
+    at = np.flatnonzero(rows["kind"].is_in(list(_OP_OF_KIND)).to_numpy())
+    visit, position = walks.visit_of_row[at], walks.position_of_row[at]
+    of_visit = rows.select("folio", "vma", "mm")[np.where(visit >= 0, visit, at)]
+    entries = np.bincount(walks.visit_of_row[walks.visit_of_row >= 0], minlength=len(rows))[at]
+    is_visit = position >= 0
+    names = {int(kind): name for kind, name in _OP_OF_KIND.items()}
+    return (
+        rows[at]
+        .select("time_ns", "task", "cpu", "seq", "addr", "kind")
+        .hstack(of_visit)
+        .with_columns(
+            row=pl.Series(at, dtype=pl.Int64),
+            walk=pl.Series(walks.walk_of_row[at], dtype=pl.Int64),
+            call=pl.Series(calls.of_row[at], dtype=pl.Int64),
+            position=pl.Series(position, dtype=pl.Int32),
+            is_visit=pl.Series(is_visit),
+            hit=pl.Series(entries > 0),
+            op=pl.col("kind").replace_strict(names, return_dtype=pl.String),
+            certainty=pl.lit("observed"),
+            nr_pages=pl.Series(np.where(is_visit, entries, 1), dtype=pl.Int64),
+        )
+    )
+
+
+def _inferred(trace: Trace, rows: pl.DataFrame, entries: pl.DataFrame, episodes: pl.DataFrame) -> pl.DataFrame:
+    """Entries that fork copied, that migrate_vma collected or that were zapped: no event shows these as such."""
+    known = entries.join(
+        episodes.select("episode", "remove_walk", "in_migrate_pages", "try_last_row"), on="episode", how="left"
+    )
+    alone = known.filter(pl.col("partner").is_null())
+    copied = alone.filter(pl.col("kind") == Kind.RESTORE)
+    walk_end = rows["time_ns"].gather(copied["try_last_row"])
+    copied = (
+        copied.with_columns(walk_end_ns=walk_end)
+        .join(fork_windows(trace, copied), on="row", how="left", maintain_order="left")
+        .with_columns(
+            # outside migrate_pages() an entry that nobody was seen to set comes from migrate_vma_collect_pmd
+            op=pl.when(pl.col("in_migrate_pages").fill_null(value=True))
+            .then(pl.lit("migration_entry.fork_copy"))
+            .otherwise(pl.lit("migration_entry.collect")),
+            window=pl.when(pl.col("from_ns") >= pl.col("walk_end_ns"))
+            .then(pl.lit("after_walk"))
+            .when(pl.col("until_ns") <= pl.col("walk_end_ns"))
+            .then(pl.lit("during_walk"))
+            .otherwise(pl.lit("unknown")),
+            time_ns=pl.col("from_ns"),
+        )
+    )
+    zapped = alone.filter((pl.col("kind") == Kind.SET) & pl.col("remove_walk").is_not_null()).with_columns(
+        op=pl.lit("migration_entry.zap"), window=pl.lit("unknown"), time_ns=pl.lit(None, pl.Int64)
+    )
+    columns = ["op", "time_ns", "row", "walk", "vma", "mm", "addr", "window"]
+    return pl.concat([copied.select(columns), zapped.select(columns)]).with_columns(
+        certainty=pl.lit("inferred"), nr_pages=pl.lit(1, pl.Int64)
+    )
+
+
+def _conform(ops: pl.DataFrame, episodes: pl.DataFrame) -> pl.DataFrame:
+    """Columns as ``operations.SCHEMA``, each row with what its episode knows."""
+    no_visit = ~pl.col("is_visit").fill_null(value=False)
+    of_walk = episode_of_walk(episodes)
+    facts = episodes.select("episode", "order", "moved", "known")
+    return (
+        ops.with_columns(pl.col("call", "walk").replace(-1, None))
+        .join(of_walk, on="walk", how="left", maintain_order="left")
+        .join(facts, on="episode", how="left", maintain_order="left")
+        .with_columns(pl.when(no_visit).then(None).otherwise(pl.col(name)).alias(name) for name in ("position", "hit"))
+        .sort("row", maintain_order=True)
+        .select(pl.col(column).cast(dtype) for column, dtype in operations.SCHEMA.items())
+    )
+
+
+def _anomalies(walks: Walks, episodes: pl.DataFrame, entries: pl.DataFrame, calls: pl.DataFrame) -> dict[str, int]:
+    unresolved = entries.filter(pl.col("partner").is_null() & (pl.col("kind") == Kind.SET)).join(
+        episodes.filter(pl.col("remove_walk").is_null()), on="episode", how="semi"
+    )
+    counted = {
+        **walks.orphans,
+        "remove_walk_without_try_walk": episodes["try_walk"].null_count(),
+        "try_walk_without_remove_walk": episodes["remove_walk"].null_count(),
+        "entry_never_resolved": len(unresolved),
+        # these do not return by nature
+        "call_without_end": calls.filter(~pl.col("name").is_in(["exit", "exit_group", "execve"]))[
+            "end_row"
+        ].null_count(),
+        "call_with_lost_events": int(calls["lost"].sum()),
+    }
+    return {name: count for name, count in counted.items() if count}

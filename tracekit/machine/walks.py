@@ -1,0 +1,138 @@
+"""Rmap walks: which visits of a task belong to one walk, and which entries each visit set or restored.
+
+rmap_walk() calls rmap_one for each VMA in tree order (mm/rmap.c). The probes show those calls; a walk is a run of
+them on one folio that nothing else of the rmap machinery interrupts.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracekit.machine.timeline import Kind
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+_ENDS_A_WALK = (
+    Kind.TRY,
+    Kind.TRY_RETURN,
+    Kind.TRY_VISIT,
+    Kind.REMOVE,
+    Kind.REMOVE_VISIT,
+    Kind.COPY,
+    Kind.MIGRATE_START,
+    Kind.MIGRATE_END,
+    Kind.SYSCALL_ENTER,
+    Kind.SYSCALL_EXIT,
+)
+_PHASES = ((Kind.TRY, Kind.TRY_VISIT, Kind.SET), (Kind.REMOVE, Kind.REMOVE_VISIT, Kind.RESTORE))
+
+
+class Walks(NamedTuple):
+    """What the probes show of all walks, aligned with the timeline; -1 stands for none.
+
+    Attributes:
+        walk_of_row: int64[n_rows], walk of a walk's entry, its visits and their entries.
+        visit_of_row: int64[n_rows], for a set or restored entry the row of the visit that did it.
+        position_of_row: int64[n_rows], 0, 1, … for visits, in tree order.
+        table: one row per walk: walk, is_remove, task, folio, first_row, last_row, visits, hits, entries.
+        orphans: entries that no visit explains, by name.
+    """
+
+    walk_of_row: Ints
+    visit_of_row: Ints
+    position_of_row: Ints
+    table: pl.DataFrame
+    orphans: dict[str, int]
+
+
+def find_walks(rows: pl.DataFrame) -> Walks:
+    """Group the visits of the timeline ``rows`` into walks, the entries into visits."""
+    kind = rows["kind"].to_numpy()
+    task = rows["task"].to_numpy()
+    folio = rows["folio"].fill_null(0).to_numpy()
+    walk = _number_walks(kind, task, folio)
+    walk = _split_repeats(kind, walk, rows["vma"].fill_null(0).to_numpy())
+    visit, orphans = _visit_of_entries(kind, task)
+    walk = np.where(visit >= 0, walk[visit], walk)
+    position = _positions(kind, walk)
+    return Walks(walk, visit, position, _walk_table(rows, walk, visit), orphans)
+
+
+def _number_walks(kind: npt.NDArray[np.uint8], task: npt.NDArray[np.int32], folio: npt.NDArray[np.uint64]) -> Ints:
+    """int64[n_rows]: walk of each walk entry and visit, -1 elsewhere."""
+    at = np.flatnonzero(np.isin(kind, _ENDS_A_WALK))
+    k, same = kind[at], np.zeros(len(at), dtype=bool)
+    same[1:] = (task[at][1:] == task[at][:-1]) & (folio[at][1:] == folio[at][:-1])
+    before = np.concatenate(([Kind.OTHER], k[:-1])) if len(k) else k
+    starts, inside = np.zeros(len(at), dtype=bool), np.zeros(len(at), dtype=bool)
+    for entry, visit, _ in _PHASES:
+        goes_on = (k == visit) & same & np.isin(before, (entry, visit))
+        starts |= (k == entry) | ((k == visit) & ~goes_on)
+        inside |= np.isin(k, (entry, visit))
+    walk = np.full(len(kind), -1, dtype=np.int64)
+    walk[at[inside]] = (np.cumsum(starts) - 1)[inside]
+    return walk
+
+
+def _split_repeats(kind: npt.NDArray[np.uint8], walk: Ints, vma: npt.NDArray[np.uint64]) -> Ints:
+    """A tree holds a VMA once: where one comes back, with no event between, a new walk has begun."""
+    at = np.flatnonzero((walk >= 0) & np.isin(kind, (Kind.TRY_VISIT, Kind.REMOVE_VISIT)))
+    seen = pl.DataFrame({"walk": walk[at], "vma": vma[at]})
+    if not seen.is_duplicated().any():
+        return walk
+    lap = seen.with_columns(lap=pl.int_range(pl.len()).over("walk", "vma").cum_max().over("walk"))["lap"].to_numpy()
+    starts = np.zeros(len(walk), dtype=bool)
+    inside = np.flatnonzero(walk >= 0)
+    starts[inside] = np.diff(walk[inside], prepend=-1) != 0
+    starts[at] |= np.diff(lap, prepend=0) > 0
+    return np.where(walk >= 0, np.cumsum(starts) - 1, -1)
+
+
+def _visit_of_entries(kind: npt.NDArray[np.uint8], task: npt.NDArray[np.int32]) -> tuple[Ints, dict[str, int]]:
+    """int64[n_rows]: the visit in which an entry was set or restored: the task's last rmap event before it."""
+    index = np.arange(len(kind))
+    last = np.maximum.accumulate(np.where(np.isin(kind, _ENDS_A_WALK), index, -1)) if len(kind) else index
+    visit = np.full(len(kind), -1, dtype=np.int64)
+    orphans = {}
+    for (_, of_kind, entry), name in zip(_PHASES, ("set_without_visit", "restore_without_visit"), strict=True):
+        at = np.flatnonzero(kind == entry)
+        source = last[at]
+        explained = (source >= 0) & (kind[source] == of_kind) & (task[source] == task[at])
+        visit[at[explained]] = source[explained]
+        orphans[name] = int(len(at) - explained.sum())
+    return visit, orphans
+
+
+def _positions(kind: npt.NDArray[np.uint8], walk: Ints) -> Ints:
+    position = np.full(len(kind), -1, dtype=np.int64)
+    at = np.flatnonzero((walk >= 0) & np.isin(kind, (Kind.TRY_VISIT, Kind.REMOVE_VISIT)))
+    first = np.flatnonzero(np.diff(walk[at], prepend=-1) != 0)
+    lengths = np.diff(np.append(first, len(at)))
+    position[at] = np.arange(len(at)) - np.repeat(first, lengths)
+    return position
+
+
+def _walk_table(rows: pl.DataFrame, walk: Ints, visit: Ints) -> pl.DataFrame:
+    is_visit = pl.col("kind").is_in([Kind.TRY_VISIT, Kind.REMOVE_VISIT])
+    is_entry = pl.col("visit") >= 0
+    return (
+        rows.select("kind", "task", "folio", "src", "order")
+        .with_columns(walk=pl.Series(walk), visit=pl.Series(visit), row=pl.int_range(len(rows), dtype=pl.Int64))
+        .filter(pl.col("walk") >= 0)
+        .group_by("walk", maintain_order=True)
+        .agg(
+            is_remove=pl.col("kind").first().is_in([Kind.REMOVE, Kind.REMOVE_VISIT]),
+            task=pl.col("task").first(),
+            folio=pl.col("folio").first(),
+            src=pl.col("src").first(),
+            first_row=pl.col("row").first(),
+            last_row=pl.col("row").last(),
+            visits=is_visit.sum().cast(pl.Int64),
+            hits=pl.col("visit").filter(is_entry).n_unique().cast(pl.Int64),
+            entries=is_entry.sum().cast(pl.Int64),
+            order=pl.col("order").filter(is_entry).max(),
+        )
+    )

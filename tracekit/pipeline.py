@@ -1,0 +1,83 @@
+"""The whole flow on one screen: a trace file or directory → a result."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from tracekit import policies, recording
+from tracekit.costs import calibrate
+from tracekit.errors import UsageError
+from tracekit.ingest import ingest
+from tracekit.machine.replay import VISIT_EVENTS, Replay, replay
+from tracekit.policies import Judgement, Policy
+from tracekit.result import Result
+from tracekit.summary import Judged, summarise
+from tracekit.trace import Trace, is_trace_dir, open_trace
+
+Progress = Callable[[int, int], None]
+BOUNDS = ("as_traced", "upper_bound")
+
+
+def load(path: Path, *, progress: Progress | None = None) -> Trace:
+    """Open a trace directory, or the one beside a trace file, or ingest the file for this run only.
+
+    Raises:
+        TracekitError: see ``ingest``.
+    """
+    if is_trace_dir(path):
+        return open_trace(path)
+    beside = path.with_name(path.name + ".tracekit")
+    if is_trace_dir(beside) and _is_of(beside, path):
+        return open_trace(beside)
+    scratch = tempfile.TemporaryDirectory(prefix="tracekit-")
+    trace = open_trace(ingest(path, Path(scratch.name) / f"{path.name}.tracekit", progress=progress))
+    trace.keep(scratch)
+    return trace
+
+
+def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None) -> Result:
+    """Replay ``trace`` once and judge each policy ``name[:key=value,…]`` of ``specs`` on it, the two bounds first.
+
+    Raises:
+        UsageError: an unknown policy or parameter, or a fidelity that the trace does not allow.
+    """
+    specs = list(dict.fromkeys((*BOUNDS, *specs)))
+    chosen = [(spec, *policies.parse(spec)) for spec in specs]
+    facts = replay(trace, visits=fidelity != "counts")
+    if fidelity not in (None, facts.fidelity):
+        raise UsageError(f"--fidelity {fidelity}: this trace allows {facts.fidelity} here; leave the option out")
+    judged = [
+        Judged(spec, name, policy, policy.judge(facts.operations) if _judgeable(trace, facts, policy) else None)
+        for spec, name, policy in chosen
+    ]
+    document = summarise(trace, facts, calibrate(facts), judged)
+    counts = [_counts(facts, one.spec, one.judgement) for one in judged if one.judgement is not None]
+    return Result(document, facts.operations, pl.concat(counts))
+
+
+def _judgeable(trace: Trace, facts: Replay, policy: Policy) -> bool:
+    hidden = facts.fidelity == "counts" and any(event in VISIT_EVENTS for event in policy.needs)
+    return not hidden and not recording.missing(trace, policy.needs)
+
+
+def _counts(facts: Replay, spec: str, judgement: Judgement) -> pl.DataFrame:
+    """Per episode and operation: traced, policy, and whether the policy does harm there."""
+    harmed = np.zeros(len(facts.operations), dtype=bool) if judgement.harmed is None else judgement.harmed
+    return (
+        facts.operations.select("call", "episode", "op")
+        .with_columns(policy_count=pl.Series(judgement.executed), harmed=pl.Series(harmed))
+        .group_by("call", "episode", "op", maintain_order=True)
+        .agg(traced=pl.len().cast(pl.Int64), policy_count=pl.col("policy_count").sum(), harmed=pl.col("harmed").any())
+        .select(pl.lit(spec).alias("policy"), pl.all())
+    )
+
+
+def _is_of(directory: Path, file: Path) -> bool:
+    """Whether ``directory`` was made from ``file`` as it is now, by name, size and age."""
+    trace = open_trace(directory)
+    source, now = trace.manifest["source"], file.stat()
+    younger = (directory / "manifest.json").stat().st_mtime >= now.st_mtime
+    return bool(source["name"] == file.name and source["size_bytes"] == now.st_size and younger)

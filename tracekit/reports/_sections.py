@@ -1,0 +1,127 @@
+"""A summary as titled tables of text, the same for every report that is read by people."""
+
+from typing import Any, NamedTuple
+
+_DASH = "–"
+
+
+class Section(NamedTuple):
+    """A title, a paragraph per line of text, and a table (empty header: none)."""
+
+    title: str
+    text: list[str]
+    header: list[str]
+    rows: list[list[str]]
+
+
+def sections(document: dict[str, Any]) -> list[Section]:
+    """All that a report says, in reading order."""
+    policies = document["policies"]
+    judged = [policy for policy in policies if policy["judgeable"]]
+    return [
+        _policies(policies),
+        _calls(judged),
+        _operations(judged),
+        *_harm(judged),
+        _trust(document),
+        Section("How the prices were got", [*document["costs"]["how"], document["note"]], [], []),
+        _source(document),
+    ]
+
+
+def interval(values: dict[str, float] | None, scale: float = 1.0, digits: int = 3) -> str:
+    """``median (low – high)``; a dash for none."""
+    if values is None:
+        return _DASH
+    low, median, high = (f"{values[end] / scale:.{digits}f}" for end in ("low", "median", "high"))
+    return f"{median} ({low} {_DASH} {high})"
+
+
+def _policies(policies: list[dict[str, Any]]) -> Section:
+    rows = []
+    for policy in policies:
+        if not policy["judgeable"]:
+            rows.append([policy["spec"], _DASH, _DASH, f"not judgeable: {policy['reason']}"])
+            continue
+        saving = interval((policy.get("time_ns") or {}).get("saving"), 1e6)
+        rows.append([policy["spec"], interval(policy["ratio"]), saving, policy["reason"] or ""])
+    text = ["Ratio: predicted time under the policy / time as traced, tracing taken off both; below 1 is a saving."]
+    return Section("Policies", text, ["policy", "ratio (90 %)", "saved ms (90 %)", "note"], rows)
+
+
+def _calls(policies: list[dict[str, Any]]) -> Section:
+    rows = [
+        [
+            policy["spec"],
+            call["call"] + (" (nested)" if call["nested"] else ""),
+            f"{call['n']:,}",
+            _DASH if call["traced_ns"] is None else f"{call['traced_ns'] / 1e6:.3f}",
+            interval(call["ratio"]),
+            call["reason"] or "",
+        ]
+        for policy in policies
+        if policy["name"] != "as_traced"
+        for call in policy["calls"]
+    ]
+    return Section("Calls", [], ["policy", "call", "n", "traced ms", "ratio (90 %)", "note"], rows)
+
+
+def _operations(policies: list[dict[str, Any]]) -> Section:
+    rows = [
+        [policy["spec"], name, f"{count['traced']:,}", f"{count['policy']:,}"]
+        for policy in policies
+        for name, count in policy["operations"].items()
+        if policy["name"] == "as_traced" or count["traced"] != count["policy"]
+    ]
+    text = ["All that the trace shows, and what each policy would change of it."]
+    return Section("Operations", text, ["policy", "operation", "as traced", "under the policy"], rows)
+
+
+def _harm(policies: list[dict[str, Any]]) -> list[Section]:
+    rows = [
+        [policy["spec"], kind, name, f"{count:,}"]
+        for policy in policies
+        for kind in ("unsafe", "losses", "open")
+        for name, count in policy[kind].items()
+        if count
+    ]
+    if not rows:
+        return []
+    text = ["unsafe: would be a kernel bug. losses: no longer achieved. open: the trace cannot tell, at most so many."]
+    return [Section("Harm", text, ["policy", "kind", "what", "count"], rows)]
+
+
+def _trust(document: dict[str, Any]) -> Section:
+    episodes, residual = document["episodes"], document["as_traced"]
+    rows = [
+        ["fidelity", document["fidelity"]],
+        [
+            "coverage",
+            f"{_percent(document['coverage'])} ({episodes['judged']:,} of {episodes['all']:,} episodes judged)",
+        ],
+        ["entries explained by a replayed visit", _percent(residual["operations_reproduced"])],
+        ["prices against the gaps they were made from", f"off by {_percent(residual['time_residual'])}"],
+        ["lost events", _lost(document["trace"]["lost"])],
+    ]
+    rows += [[name.replace("_", " "), f"{count:,}"] for name, count in document["anomalies"].items()]
+    return Section("How far to trust it", [], ["", ""], rows)
+
+
+def _lost(lost: dict[str, Any] | None) -> str:
+    if not lost or not lost.get("records"):
+        return "none"
+    return "an unknown number" if lost["events"] is None else f"{lost['events']:,}"
+
+
+def _source(document: dict[str, Any]) -> Section:
+    trace = document["trace"]
+    machine, source = trace["machine"], trace["source"]
+    rows = [
+        ["source", f"{source['name']} ({source['format']}, {source['size_bytes']:,} bytes, sha256 {source['sha256']})"],
+        ["kernel", f"{machine['release'] or 'unknown'} {machine['arch'] or ''}, {machine['cpus'] or '?'} CPUs"],
+    ]
+    return Section("Trace", [], ["", ""], rows)
+
+
+def _percent(share: float | None) -> str:
+    return _DASH if share is None else f"{100 * share:.1f} %"

@@ -1,0 +1,110 @@
+"""A result: the summary of a replay with the operations and counts that it rests on (DESIGN.md §5)."""
+
+import json
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from tracekit.errors import OutputError, TableError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SUMMARY = "summary.json"
+
+
+class Result:
+    """What ``tracekit replay`` found out.
+
+    Attributes:
+        document: the content of summary.json (schemas/summary.schema.json).
+        operations: columns as ``machine.operations.SCHEMA``; None for a result read from its summary alone.
+        counts: per policy, episode and operation, how often traced and under the policy; None likewise.
+    """
+
+    def __init__(
+        self, document: dict[str, Any], operations: pl.DataFrame | None = None, counts: pl.DataFrame | None = None
+    ) -> None:
+        self.document = document
+        self.operations = operations
+        self.counts = counts
+
+    def __repr__(self) -> str:
+        names = ", ".join(policy["name"] for policy in self.document["policies"])
+        return f"<Result of {self.document['trace']['source']['name']}: {names}>"
+
+    @property
+    def summary(self) -> pl.DataFrame:
+        """One row per policy and call: policy, params, call, n, traced_ns, ratio low, median, high, reason."""
+        rows = []
+        for policy in self.document["policies"]:
+            params = ",".join(f"{key}={value}" for key, value in policy["params"].items())
+            for call in policy.get("calls", []):
+                ratio = call["ratio"] or {}
+                rows.append(
+                    {
+                        "policy": policy["name"],
+                        "params": params,
+                        "call": call["call"],
+                        "n": call["n"],
+                        "traced_ns": call["traced_ns"],
+                        **{f"ratio_{end}": ratio.get(end) for end in ("low", "median", "high")},
+                        "reason": call["reason"],
+                    }
+                )
+        columns = {"policy": pl.String, "params": pl.String, "call": pl.String, "n": pl.Int64, "traced_ns": pl.Int64}
+        ends = {f"ratio_{end}": pl.Float64 for end in ("low", "median", "high")}
+        return pl.DataFrame(rows, schema={**columns, **ends, "reason": pl.String})
+
+    def plot(self) -> "Figure":
+        """VMA visits as traced and under each policy, and the predicted ratio of each call."""
+        from tracekit.reports._plot import figure  # noqa: PLC0415 -- matplotlib takes half a second
+
+        return figure(self.document)
+
+    def write(self, out: Path, *, force: bool = False) -> None:
+        """Write the result directory ``out``, whole or not at all.
+
+        Raises:
+            OutputError: it exists (and not ``force``), or cannot be written.
+        """
+        if out.exists() and not force:
+            raise OutputError(f"{out} exists; give another -o, or --force to replace it")
+        try:
+            scratch = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+        try:
+            (scratch / SUMMARY).write_text(json.dumps(self.document, indent=1) + "\n")
+            for name, table in (("operations", self.operations), ("counts", self.counts)):
+                if table is not None:
+                    table.write_parquet(scratch / f"{name}.parquet", compression="zstd")
+            scratch.chmod(0o755)
+            if out.is_dir():
+                shutil.rmtree(out)
+            scratch.rename(out)
+        except OSError as error:
+            raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def open_result(path: Path) -> Result:
+    """Read a result directory, or a summary.json alone.
+
+    Raises:
+        TableError: ``path`` is neither.
+    """
+    file = path / SUMMARY if path.is_dir() else path
+    try:
+        document = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise TableError(f"{path}: not a result: {error}; make one with tracekit replay -o") from error
+    if not isinstance(document, dict) or not str(document.get("schema", "")).startswith("tracekit/summary/"):
+        raise TableError(f"{path}: not a result: no tracekit/summary schema; make one with tracekit replay -o")
+    tables = {name: file.parent / f"{name}.parquet" for name in ("operations", "counts")}
+    read = {name: pl.read_parquet(table) if table.exists() else None for name, table in tables.items()}
+    return Result(document, **read)

@@ -1,0 +1,89 @@
+"""The trace's own events → canonical events: one TOML file per kernel variant, chosen by the fields present.
+
+Never by a version number: distributions backport (drgn's rule). ``schemas/events/<system>/<event>.<variant>.toml``:
+
+    event = "try_to_migrate_one"            # canonical name
+    names = ["kprobes:try_to_migrate_one"]  # system:event that may carry it
+    [when]                                  # has, lacks: fields by which the variant is told
+    [columns]                               # canonical column = the trace's field
+    [optional]                              # the same, null where the trace lacks the field
+"""
+
+import tomllib
+from functools import cache
+from typing import NamedTuple
+
+import polars as pl
+
+from tracekit import resources
+from tracekit.errors import MissingEventsError
+from tracekit.trace import Trace
+
+
+class Variant(NamedTuple):
+    """One way in which kernels, or the people who define probes, have written a canonical event."""
+
+    event: str
+    file: str
+    names: list[str]
+    has: frozenset[str]
+    lacks: frozenset[str]
+    columns: dict[str, str]
+    optional: dict[str, str]
+
+    def fits(self, fields: set[str]) -> bool:
+        """Whether a table with these fields is of this variant."""
+        return self.has <= fields and not self.lacks & fields
+
+
+@cache
+def variants() -> dict[str, list[Variant]]:
+    """Every variant file, by canonical event."""
+    found: dict[str, list[Variant]] = {}
+    for file in sorted((resources.schemas() / "events").glob("*/*.toml")):
+        text = tomllib.loads(file.read_text())
+        when = text.get("when", {})
+        variant = Variant(
+            text["event"],
+            file.name,
+            text["names"],
+            frozenset(when.get("has", ())),
+            frozenset(when.get("lacks", ())),
+            text.get("columns", {}),
+            text.get("optional", {}),
+        )
+        found.setdefault(variant.event, []).append(variant)
+    return found
+
+
+def tables_of(trace: Trace, event: str) -> list[str]:
+    """The ``system:event`` tables of ``trace`` that carry the canonical ``event``."""
+    names = {name for variant in variants()[event] for name in variant.names}
+    return [name for name in trace.event_names if name in names]
+
+
+def recorded(trace: Trace, event: str) -> bool:
+    """Whether the canonical ``event`` was switched on in ``trace``, even if it never fired."""
+    return bool(tables_of(trace, event))
+
+
+def columns_of(trace: Trace, table: str, event: str) -> list[pl.Expr]:
+    """Expressions that make the canonical columns of ``event`` out of ``table``.
+
+    Raises:
+        MissingEventsError: the table's fields fit no variant; names what was expected.
+    """
+    fields = set(trace.columns(table))
+    for variant in variants()[event]:
+        if table in variant.names and variant.fits(fields):
+            own = [pl.col(field).alias(column) for column, field in variant.columns.items()]
+            return own + [pl.col(f).alias(c) for c, f in variant.optional.items() if f in fields]
+    wanted = " or ".join(
+        f"{{{', '.join(sorted(variant.has))}}} ({variant.file})"
+        for variant in variants()[event]
+        if table in variant.names
+    )
+    raise MissingEventsError(
+        f"{trace.path}: the fields of {table} fit no known variant: expected {wanted}, "
+        f"found {{{', '.join(sorted(fields))}}}; record it with these arguments or add a variant file"
+    )

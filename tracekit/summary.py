@@ -1,0 +1,127 @@
+"""Replay, judgements and prices → the one summary that every report prints (schemas/summary.schema.json)."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from tracekit import policies, recording
+from tracekit.costs import CostModel
+from tracekit.machine.replay import Replay
+from tracekit.policies import Judgement, Policy
+from tracekit.predict import as_json, enclosed, predict, spared_by_call
+from tracekit.trace import Trace
+
+SCHEMA = "tracekit/summary/1"
+OPEN_LOOP = "Replay is open-loop: what a policy saves does not change what the program does next."
+# What a summary repeats of the manifest
+_FACTS = ("source", "machine", "clock", "time_range_ns", "lost", "truncated", "kernel_has")
+
+
+class Judged(NamedTuple):
+    """A policy, as asked for on the command line, and what it made of the operations; None: events are missing."""
+
+    spec: str
+    name: str
+    policy: Policy
+    judgement: Judgement | None
+
+
+def summarise(trace: Trace, replay: Replay, costs: CostModel, judged: Sequence[Judged]) -> dict[str, Any]:
+    """The summary as a JSON document."""
+    return {
+        "schema": SCHEMA,
+        "trace": {key: trace.manifest.get(key) for key in _FACTS},
+        "fidelity": replay.fidelity,
+        "coverage": coverage(replay),
+        "episodes": {"all": len(replay.episodes), "judged": int(replay.episodes["known"].sum())},
+        "anomalies": {**trace.manifest["anomalies"], **replay.anomalies},
+        "as_traced": {"operations_reproduced": _reproduced(replay), "time_residual": _rounded(costs.residual)},
+        "costs": {"samples": costs.samples, "how": costs.how},
+        "note": OPEN_LOOP,
+        "policies": [_policy(trace, replay, costs, one) for one in judged],
+    }
+
+
+def coverage(replay: Replay) -> float | None:
+    """Share of episodes in which both walks were seen and nothing was lost; None: no episode."""
+    return _rounded(replay.episodes["known"].mean() if len(replay.episodes) else None)
+
+
+def _reproduced(replay: Replay) -> float | None:
+    """Share of the entries set and restored in the trace that a replayed visit explains."""
+    entries = replay.operations.filter(pl.col("op").is_in(["migration_entry.set", "migration_entry.restore"]))
+    return _rounded(entries["vma"].is_not_null().mean() if len(entries) else None)
+
+
+def _rounded(value: Any) -> float | None:  # noqa: ANN401 -- polars' mean() has half a dozen types
+    return None if value is None else round(float(value), 6)
+
+
+def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> dict[str, Any]:
+    judgement = judged.judgement
+    head = {
+        "name": judged.name,
+        "spec": judged.spec,
+        "params": policies.params(judged.policy),
+        "judgeable": judgement is not None,
+    }
+    if judgement is None:
+        lacking = (
+            ", ".join(recording.missing(trace, judged.policy.needs)) or "use of its VMA visits (--fidelity counts)"
+        )
+        return {**head, "reason": f"the trace has no {lacking}; to record it, as root: {recording.record_command()}"}
+    outer = replay.calls.filter(pl.col("call") == pl.col("outermost"))
+    used = _with_outermost(replay, replay.operations.select("call").unique())["outermost"].unique()
+    changed = _with_outermost(replay, spared_by_call(replay, judgement).select("call"))["outermost"].unique()
+    touched = outer.filter(pl.col("call").is_in((changed if len(changed) else used).implode()))
+    worked = replay.calls.filter(
+        (pl.col("call").is_in(used.implode()) & (pl.col("call") == pl.col("outermost"))) | pl.col("is_work")
+    )
+    total = as_json(predict(replay, judgement, costs, touched))
+    return {
+        **head,
+        "reason": total["reason"],
+        "operations": _operations(replay, judgement, None),
+        "time_ns": total["time_ns"],
+        "ratio": total["ratio"],
+        "calls": [
+            _call(replay, judgement, costs, str(key[0]), calls)
+            for key, calls in worked.group_by("name", maintain_order=True)
+        ],
+        "unsafe": judgement.unsafe,
+        "losses": judgement.losses,
+        "open": judgement.open,
+    }
+
+
+def _call(replay: Replay, judgement: Judgement, costs: CostModel, name: str, calls: pl.DataFrame) -> dict[str, Any]:
+    prediction = predict(replay, judgement, costs, calls)
+    return {
+        "call": name,
+        "n": prediction.n,
+        "priced": prediction.priced,
+        "nested": bool((calls["call"] != calls["outermost"]).any()),
+        **as_json(prediction),
+        "operations": _operations(replay, judgement, calls),
+    }
+
+
+def _with_outermost(replay: Replay, frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.join(replay.calls.select("call", "outermost"), on="call")
+
+
+def _operations(replay: Replay, judgement: Judgement, calls: pl.DataFrame | None) -> dict[str, dict[str, int]]:
+    """Operation → how often as traced and under the policy, in ``calls`` and what they enclose, or in all."""
+    ops = replay.operations.select("call", pl.col("op").cast(pl.String)).with_columns(
+        traced=pl.lit(1, pl.Int64), policy=pl.Series(judgement.executed)
+    )
+    parts = [ops]
+    for name, count in judgement.added.items():
+        own = ops.with_columns(op=pl.lit(name), traced=pl.lit(0, pl.Int64), policy=pl.Series(count))
+        parts.append(own.filter(pl.col("policy") != 0))
+    every = pl.concat(parts)
+    if calls is not None:
+        every = every.join(enclosed(replay, calls), on="call", how="semi")
+    counted = every.group_by("op", maintain_order=True).agg(pl.col("traced", "policy").sum())
+    return {op: {"traced": traced, "policy": policy} for op, traced, policy in counted.sort("op").iter_rows()}
