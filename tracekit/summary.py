@@ -49,7 +49,9 @@ def coverage(replay: Replay) -> float | None:
 
 
 def _reproduced(replay: Replay) -> float | None:
-    """Share of the entries set and restored in the trace that a replayed visit explains."""
+    """Share of the entries set and restored in the trace that a replayed visit explains; None: no visits to replay."""
+    if replay.fidelity != "observed":
+        return None
     entries = replay.operations.filter(pl.col("op").is_in(["migration_entry.set", "migration_entry.restore"]))
     return _rounded(entries["vma"].is_not_null().mean() if len(entries) else None)
 
@@ -67,10 +69,11 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         "judgeable": judgement is not None,
     }
     if judgement is None:
-        lacking = (
-            ", ".join(recording.missing(trace, judged.policy.needs)) or "use of its VMA visits (--fidelity counts)"
+        lacking = recording.missing(trace, judged.policy.needs)
+        reason = (
+            f"the trace has no {', '.join(lacking)}" if lacking else "needs VMA visits, which --fidelity counts hides"
         )
-        return {**head, "reason": f"the trace has no {lacking}; to record it, as root: {recording.record_command()}"}
+        return {**head, "reason": reason, "record": recording.record_command() if lacking else None}
     outer = replay.calls.filter(pl.col("call") == pl.col("outermost"))
     used = _with_outermost(replay, replay.operations.select("call").unique())["outermost"].unique()
     changed = _with_outermost(replay, spared_by_call(replay, judgement).select("call"))["outermost"].unique()

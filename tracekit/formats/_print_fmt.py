@@ -201,11 +201,12 @@ class _Parser:
             self.take("{")
             number = self.ternary()(0)
             self.take(",")
-            kind, text = self.take()
+            text = self.ternary()(0)
             self.take("}")
-            if kind != "string" or not isinstance(number, int):
+            if not isinstance(number, int):
                 raise _NotUnderstoodError
-            table.append((number & _MASK, _ESCAPE.sub(r"\1", text[1:-1])))
+            if isinstance(text, str):  # else it is the {0, NULL} that ends some tables
+                table.append((number & _MASK, text))
         self.take(")")
         return _flags(shown, delimiter, table) if flags else _symbol(shown, table)
 

@@ -65,15 +65,16 @@ def replay(trace: Trace, *, visits: bool = True) -> Replay:
     episodes = find_episodes(walk_table, pair_walks(rows, walks, entries), call_table, stayed)
     seen = _seen(rows, walks, calls)
     entries = entries.join(episode_of_walk(episodes), on="walk", how="left", maintain_order="left")
+    fidelity = _fidelity(trace, rows) if visits else "counts"
     ops = pl.concat([seen, _inferred(trace, rows, entries, episodes)], how="diagonal_relaxed")
     return Replay(
-        _fidelity(trace, rows) if visits else "counts",
+        fidelity,
         _conform(ops, episodes),
         episodes,
         call_table,
         rows,
         walks,
-        _anomalies(walks, episodes, entries, call_table),
+        _anomalies(walks if fidelity == "observed" else None, episodes, entries, call_table),
     )
 
 
@@ -166,12 +167,14 @@ def _conform(ops: pl.DataFrame, episodes: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _anomalies(walks: Walks, episodes: pl.DataFrame, entries: pl.DataFrame, calls: pl.DataFrame) -> dict[str, int]:
+def _anomalies(
+    walks: Walks | None, episodes: pl.DataFrame, entries: pl.DataFrame, calls: pl.DataFrame
+) -> dict[str, int]:
     unresolved = entries.filter(pl.col("partner").is_null() & (pl.col("kind") == Kind.SET)).join(
         episodes.filter(pl.col("remove_walk").is_null()), on="episode", how="semi"
     )
     counted = {
-        **walks.orphans,
+        **(walks.orphans if walks else {}),
         "remove_walk_without_try_walk": episodes["try_walk"].null_count(),
         "try_walk_without_remove_walk": episodes["remove_walk"].null_count(),
         "entry_never_resolved": len(unresolved),

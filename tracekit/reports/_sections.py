@@ -23,6 +23,7 @@ def sections(document: dict[str, Any]) -> list[Section]:
         _calls(judged),
         _operations(judged),
         *_harm(judged),
+        *_missing(policies),
         _trust(document),
         Section("How the prices were got", [*document["costs"]["how"], document["note"]], [], []),
         _source(document),
@@ -89,6 +90,11 @@ def _harm(policies: list[dict[str, Any]]) -> list[Section]:
         return []
     text = ["unsafe: would be a kernel bug. losses: no longer achieved. open: the trace cannot tell, at most so many."]
     return [Section("Harm", text, ["policy", "kind", "what", "count"], rows)]
+
+
+def _missing(policies: list[dict[str, Any]]) -> list[Section]:
+    commands = dict.fromkeys(policy["record"] for policy in policies if policy.get("record"))
+    return [Section("To record what is missing, as root", list(commands), [], [])] if commands else []
 
 
 def _trust(document: dict[str, Any]) -> Section:
