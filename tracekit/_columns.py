@@ -6,23 +6,17 @@ import pyarrow as pa
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
-_TYPES = {
-    "int8": pa.int8(),
-    "int16": pa.int16(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "uint8": pa.uint8(),
-    "uint16": pa.uint16(),
-    "uint32": pa.uint32(),
-    "uint64": pa.uint64(),
-}
+_TYPES = {np.dtype(name): getattr(pa, name)() for name in (
+    "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
+)}  # fmt: skip
+_PICK_BYTES = 1 << 20
 LABEL = pa.dictionary(pa.int32(), pa.string())
 """The type of columns with few distinct strings."""
 
 
 def arrow_type(dtype: np.dtype) -> pa.DataType:
     """The Arrow type of a NumPy integer type."""
-    return _TYPES[dtype.newbyteorder("=").name]
+    return _TYPES[dtype]
 
 
 def _validity(valid: Mask | None) -> tuple[pa.Buffer | None, int]:
@@ -36,6 +30,11 @@ def numbers(values: np.ndarray, valid: Mask | None = None) -> pa.Array:
     values = np.ascontiguousarray(values)
     bitmap, nulls = _validity(valid)
     return pa.Array.from_buffers(arrow_type(values.dtype), len(values), [bitmap, pa.py_buffer(values)], nulls)
+
+
+def known(values: np.ndarray) -> pa.Array:
+    """Signed integers of which a negative one means null."""
+    return numbers(values, None if values.min(initial=0) >= 0 else values >= 0)
 
 
 def strings(data: Bytes, starts: np.ndarray, ends: np.ndarray, valid: Mask | None = None) -> pa.Array:
@@ -64,9 +63,16 @@ def pick(data: Bytes, starts: np.ndarray, ends: np.ndarray) -> tuple[Bytes, np.n
     lengths = ends - starts
     offsets = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    index = np.repeat(starts - offsets[:-1], lengths)
-    index += np.arange(offsets[-1])
-    return data[index], offsets
+    flat = np.empty(offsets[-1], np.uint8)
+    row = 0
+    while row < len(starts):
+        # an index takes eight bytes for each: some rows at a time
+        last = max(int(np.searchsorted(offsets, offsets[row] + _PICK_BYTES, "right")) - 1, row + 1)
+        index = np.repeat(starts[row:last] - offsets[row:last], lengths[row:last])
+        index += np.arange(offsets[row], offsets[last])
+        data.take(index, out=flat[offsets[row] : offsets[last]], mode="clip")
+        row = last
+    return flat, offsets
 
 
 def _repair(flat: Bytes, offsets: np.ndarray) -> tuple[Bytes, np.ndarray]:
@@ -95,10 +101,16 @@ def texts(values: list[str]) -> pa.Array:
 
 def labels(codes: np.ndarray, names: list[str]) -> pa.Array:
     """Dictionary-encoded strings ``names[codes[i]]``; code −1 is null. Only the names in use are kept."""
-    used = np.flatnonzero(np.bincount(codes + 1, minlength=len(names) + 1)[1:])
-    compact = np.zeros(len(names) + 1, np.int32)
+    if codes.min(initial=0) < 0:
+        valid = codes >= 0
+        codes = np.where(valid, codes, 0)
+        used = np.flatnonzero(np.bincount(codes[valid]))
+    else:
+        valid = None
+        used = np.flatnonzero(np.bincount(codes))
+    compact = np.zeros(int(codes.max(initial=0)) + 1, np.int32)
     compact[used] = np.arange(len(used), dtype=np.int32)
-    indices = numbers(compact[codes], codes >= 0)
+    indices = numbers(compact.take(codes, mode="clip"), valid)
     return pa.DictionaryArray.from_arrays(indices, texts([names[code] for code in used]))
 
 
@@ -121,3 +133,8 @@ def fixed_bytes(values: np.ndarray) -> pa.Array:
     """Byte strings of equal length, from a two-dimensional array of bytes."""
     flat = np.ascontiguousarray(values, np.uint8)
     return pa.Array.from_buffers(pa.binary(values.shape[1]), len(values), [None, pa.py_buffer(flat)], 0)
+
+
+def nulls(dtype: np.dtype, count: int) -> pa.Array:
+    """A column of nulls."""
+    return pa.nulls(count, arrow_type(dtype))

@@ -25,9 +25,11 @@ class CommWindow(NamedTuple):
 
     def codes(self, tid: np.ndarray, time_ns: np.ndarray) -> Codes:
         """Name of each task at each time."""
-        known = (tid >= 0) & (tid < len(self.base))
-        codes = self.base[np.where(known, tid, 0)]
-        codes[~known] = -1
+        if tid.min(initial=0) >= 0 and tid.max(initial=0) < len(self.base):
+            codes = self.base.take(tid)
+        else:
+            known = (tid >= 0) & (tid < len(self.base))
+            codes = np.where(known, self.base.take(tid, mode="clip"), np.int32(-1))
         if len(self.changed) == 0:
             return codes
         slow = np.flatnonzero(self._is_changed(tid))

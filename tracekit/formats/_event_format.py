@@ -10,6 +10,7 @@ MAX_FIELDS = 256  # the largest kernel event has some 60
 MAX_EVENT_BYTES = 1 << 16  # a perf record's size is 16 bits
 
 _FIELD = re.compile(r"^\s*field:\s*(?P<decl>[^;]*);\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);(?:\s*signed:(?P<signed>[01]);)?")
+_NAME_AND_ID = re.compile(r"^name:\s*(\S+)\s*^ID:\s*(\d{1,9})\s*$", re.MULTILINE)
 _ARRAY = re.compile(r"^(?P<type>.*?)\s*(?P<name>[A-Za-z_]\w*)\s*(?P<array>(\[[^\]]*\])*)$")
 
 
@@ -70,17 +71,26 @@ def parse_format(system: str, text: str) -> EventFormat:
     Raises:
         FormatTextError: no name, no ID, or a field that lies nowhere.
     """
-    name = re.search(r"^name:\s*(\S+)", text, re.MULTILINE)
-    number = re.search(r"^ID:\s*(\d+)", text, re.MULTILINE)
-    if name is None or number is None:
-        raise FormatTextError("has no name or no ID")
+    name, number = name_and_id(text)
     head, _, print_fmt = text.partition("print fmt:")
     fields = [field for line in head.splitlines() if (field := _parse_field(line)) is not None]
     if len(fields) > MAX_FIELDS:
         raise FormatTextError(f"has {len(fields)} fields")
     common = tuple(field for field in fields if field.name.startswith("common_"))
     own = tuple(field for field in fields if not field.name.startswith("common_"))
-    return EventFormat(system, name[1], int(number[1]), common, own, print_fmt.strip(), text)
+    return EventFormat(system, name, number, common, own, print_fmt.strip(), text)
+
+
+def name_and_id(text: str) -> tuple[str, int]:
+    """Name and tracepoint id that a ``format`` file starts with.
+
+    Raises:
+        FormatTextError: it does not.
+    """
+    found = _NAME_AND_ID.search(text)
+    if found is None:
+        raise FormatTextError("has no name or no ID")
+    return found[1], int(found[2])
 
 
 def _parse_field(line: str) -> Field | None:

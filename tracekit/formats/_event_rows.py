@@ -16,7 +16,6 @@ COMMON = ("time_ns", "cpu", "pid", "tid", "comm", "callchain_id", "seq")
 RECORD_COMMON = ("common_flags", "common_preempt_count", "common_pid")
 
 Places = np.ndarray[tuple[int], np.dtype[np.int64]]
-Rows = np.ndarray
 Named = list[tuple[str, pa.Array]]
 Count = Callable[[str, int], None]
 
@@ -26,6 +25,19 @@ _SIZES = {
     "int": 4, "u32": 4, "__u32": 4, "s32": 4, "__s32": 4, "uint32_t": 4, "int32_t": 4, "__be32": 4, "unsigned": 4,
     "u64": 8, "__u64": 8, "s64": 8, "__s64": 8, "uint64_t": 8, "int64_t": 8, "size_t": 8, "long": 8,
 }  # fmt: skip
+
+
+class Rows(NamedTuple):
+    """Copies of the first bytes of many events."""
+
+    matrix: np.ndarray[tuple[int, int], np.dtype[np.uint8]]  # [n, width], contiguous
+    origin: int  # where in a row the event's data starts
+
+    def column(self, offset: int, dtype: np.dtype) -> np.ndarray:
+        """The number at ``offset`` of each event's data: 2 ns each, byte slices cost twice that."""
+        count, width = self.matrix.shape
+        strided: np.ndarray = np.ndarray((count,), dtype, self.matrix.data, self.origin + offset, (width,))
+        return np.ascontiguousarray(strided)
 
 
 class _Companion:
@@ -80,13 +92,11 @@ class EventRows:
             and self._columns[field.name] + "_name" not in taken
         }
 
-    def decode(self, data: Bytes, at: Places, size: Places, count: Count) -> Named:
-        """Columns of the events at ``data[at[i]:at[i] + size[i]]``.
+    def decode(self, rows: Rows, data: Bytes, at: Places, size: Places, count: Count) -> Named:
+        """Columns of the events in ``rows``; what is variable in them is taken from ``data[at[i]:at[i] + size[i]]``.
 
-        ``at`` must be multiples of 4, ``size`` at least ``row_bytes``, and ``data`` must reach ``row_bytes`` beyond
-        the last. ``count`` is told of anomalies.
+        ``size`` must be at least ``row_bytes``. ``count`` is told of anomalies.
         """
-        rows = _gather(data, at, self.row_bytes)
         columns: Named = []
         for field in (*self.event.common, *self.event.fields):
             if field.name == "common_type":
@@ -115,13 +125,6 @@ def _column_names(event: EventFormat) -> dict[str, str]:
     return names
 
 
-def _gather(data: Bytes, at: Places, row_bytes: int) -> Rows:
-    """uint8[n, row_bytes]: a copy of each event, one memcpy each."""
-    count = max((len(data) - row_bytes) // 4 + 1, 0)
-    view: Rows = np.ndarray((count,), np.dtype((np.void, row_bytes)), data.data, 0, (4,))
-    return view[at >> 2].view(np.uint8).reshape(len(at), row_bytes)
-
-
 def _is_number(field: Field) -> bool:
     return not field.array and not field.dynamic and field.size in {1, 2, 4, 8}
 
@@ -132,11 +135,11 @@ def _integer(size: int, *, signed: bool) -> np.dtype:
 
 def _take(rows: Rows, field: Field) -> np.ndarray:
     """The bytes of ``field``, contiguous; as integers if it is one."""
-    part = np.ascontiguousarray(rows[:, field.offset : field.offset + field.size])
     if not _is_number(field):
-        return part
-    values = part.view(_integer(field.size, signed=field.signed and not field.address)).reshape(len(rows))
-    return values.astype(np.uint64) if field.address else values
+        place = rows.origin + field.offset
+        return np.ascontiguousarray(rows.matrix[:, place : place + field.size])
+    values = rows.column(field.offset, _integer(field.size, signed=field.signed and not field.address))
+    return values.astype(np.uint64) if field.address and field.size != 8 else values
 
 
 def _array(values: np.ndarray, field: Field) -> pa.Array:
@@ -165,7 +168,7 @@ def _dynamic(  # noqa: PLR0913 - a field, where its events are, and whom to tell
     data: Bytes, rows: Rows, at: Places, size: Places, field: Field, count: Count
 ) -> pa.Array:
     """Variable data: the field holds length << 16 | offset. Null where that points outside of the event."""
-    place = np.ascontiguousarray(rows[:, field.offset : field.offset + 4]).view(np.uint32).reshape(-1).astype(np.int64)
+    place = rows.column(field.offset, np.dtype(np.uint32)).astype(np.int64)
     begin = place & 0xFFFF
     if field.dynamic == "relative":
         begin = begin + field.offset + 4
@@ -182,27 +185,3 @@ def _dynamic(  # noqa: PLR0913 - a field, where its events are, and whom to tell
         return _columns.lists(flat, offsets, valid)
     values = flat.view(_integer(element, signed=field.signed and False))
     return _columns.lists(values, offsets // element, valid)
-
-
-class EventColumns(NamedTuple):
-    """Common columns of events of one kind, sorted."""
-
-    time_ns: np.ndarray
-    cpu: np.ndarray
-    pid: np.ndarray
-    tid: np.ndarray
-    comm: pa.Array
-    callchain_id: pa.Array
-    seq: np.ndarray
-
-    def named(self) -> Named:
-        """As Arrow columns in the order of the tables."""
-        return [
-            ("time_ns", _columns.numbers(self.time_ns)),
-            ("cpu", _columns.numbers(self.cpu, self.cpu >= 0)),
-            ("pid", _columns.numbers(self.pid, self.pid >= 0)),
-            ("tid", _columns.numbers(self.tid, self.tid >= 0)),
-            ("comm", self.comm),
-            ("callchain_id", self.callchain_id),
-            ("seq", _columns.numbers(self.seq)),
-        ]

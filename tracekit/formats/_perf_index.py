@@ -119,12 +119,12 @@ def _candidates(words: Words, first: int, end: int, pattern: SamplePattern) -> t
     for begin in range(first, end, CHUNK_WORDS):
         kind = low[begin : min(begin + CHUNK_WORDS, end)]
         found = np.flatnonzero((kind == SAMPLE) | (kind == FINISHED_ROUND)) + begin
-        head = words[found]
+        head = words.take(found, mode="clip")
         size = (head >> np.uint64(48)).astype(np.int64)
         sample = (head & np.uint64(0xFFFFFFFF)) == SAMPLE
         plausible = (size & 7 == 0) & np.where(sample, size >= 8 * pattern.min_words, size == 8)
         if pattern.id_word:
-            ids = words[found + pattern.id_word]
+            ids = words[pattern.id_word :].take(found, mode="clip")
             plausible &= ~sample | ((ids >= pattern.min_id) & (ids <= pattern.max_id))
         following = found + (size >> 3)
         plausible &= following <= end

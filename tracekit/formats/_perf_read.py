@@ -8,27 +8,26 @@ record, nothing older than that record can come any more (tools/perf/util/sessio
 time go out, the others wait for the next window.
 """
 
-import fnmatch
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 
-from tracekit import _columns
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
 from tracekit.formats import _perf_sideband as sideband
-from tracekit.formats._comm import CommHistory, CommWindow
-from tracekit.formats._event_rows import EventColumns, EventRows, Named
+from tracekit.formats._comm import CommHistory
 from tracekit.formats._perf_callchain import CallchainIds
-from tracekit.formats._perf_header import TRACEPOINT, PerfHeader, Section, read_header
-from tracekit.formats._perf_index import COMPRESSED, FINISHED_ROUND, SAMPLE, SamplePattern, Starts, Words, link
-from tracekit.formats._perf_sample import RAW, SampleLayout, layout_of, locate
+from tracekit.formats._perf_decode import Decoder, Samples, Window
+from tracekit.formats._perf_events import PerfEvent, perf_events
+from tracekit.formats._perf_header import PerfHeader, Section, read_header
+from tracekit.formats._perf_ids import UNKNOWN, EventIds
+from tracekit.formats._perf_index import COMPRESSED, FINISHED_ROUND, SAMPLE, Starts, Words, link
 from tracekit.formats._perf_stream import RecordStream
 
 CARRY_BYTES = 48 << 20  # beyond that, rows go out before their round is over
@@ -37,38 +36,6 @@ LAST = np.iinfo(np.int64).max
 KERNEL_TYPES = frozenset(range(1, 23))
 TOOL_TYPES = frozenset(range(64, 84))
 """Types of PERF_RECORD_* and of perf's own records that are known and hold nothing for the tables, or are read."""
-
-
-class Event(NamedTuple):
-    """What becomes of the samples of one attribute."""
-
-    table: str
-    name: str  # as perf script prints it
-    layout: SampleLayout
-    rows: EventRows | None  # None: no format; common columns and raw bytes
-    tracepoint: bool
-    config: int
-
-
-class Samples(NamedTuple):
-    """Samples of a window in file order; int64[n] each."""
-
-    starts: Starts  # words
-    ends: Starts
-    event: np.ndarray
-    time_ns: np.ndarray
-    seq: np.ndarray
-
-    def pick(self, which: np.ndarray) -> "Samples":
-        return Samples(*(column[which] for column in self))
-
-
-class Decoding(NamedTuple):
-    """What the threads need to know of a window."""
-
-    words: Words
-    comms: CommWindow
-    chain_ids: np.ndarray | None  # uint32[n_samples], parallel to the samples; 0xFFFFFFFF: none
 
 
 def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
@@ -96,8 +63,10 @@ class _Walk:
         self.options = options
         self.anomalies: dict[str, int] = dict(header.problems)
         self._lock = threading.Lock()
-        self.events = _events(header, self.count)
-        self.ids = _Ids(header, self.events, options.events)
+        self.events = perf_events(header, self.count)
+        wanted = np.array([event.wanted(options.events) for event in self.events])
+        self.ids = EventIds(header.attrs, wanted)
+        self.decoder = Decoder(sink, self.count)
         self.comms = CommHistory()
         self.losses = sideband.Losses()
         self.chains = CallchainIds(sink)
@@ -167,7 +136,7 @@ class _Walk:
 
     def _window(self, words: Words, starts: Starts, seq: Starts, carried: int, *, last: bool) -> list[Callable[[], None]]:
         """Take in the records of a window; returns what is left to do in any order."""
-        heads = words[starts]
+        heads = words.take(starts, mode="clip")
         kind = (heads & np.uint64(0xFFFFFFFF)).astype(np.int64)
         ends = starts + (heads >> np.uint64(51)).astype(np.int64)
         is_sample = kind == SAMPLE
@@ -192,17 +161,17 @@ class _Walk:
     def _samples(self, words: Words, starts: Starts, ends: Starts, seq: Starts, which: np.ndarray) -> Samples:
         starts, ends, seq = starts[which], ends[which], seq[which]
         event = self.ids.event_of_samples(words, starts)
-        known = event != _Ids.UNKNOWN
+        known = event != UNKNOWN
         if not known.all():
             self.count("sample_without_attr", int(np.count_nonzero(~known)))
         wanted = event >= 0
         if not wanted.all():
             starts, ends, seq, event = starts[wanted], ends[wanted], seq[wanted], event[wanted]
-        whole = starts + self.ids.part("fixed_words")[event] <= ends
+        whole = starts + self.ids.fixed_words.take(event) <= ends
         if not whole.all():
             self.count("sample_too_short", int(np.count_nonzero(~whole)))
             starts, ends, seq, event = starts[whole], ends[whole], seq[whole], event[whole]
-        time_ns = self.ids.word(words, starts, event, "time", 0)
+        time_ns = self.ids.sample_word(words, starts, event, "time")
         return Samples(starts, ends, event, time_ns.view(np.int64), seq)
 
     def _records(  # noqa: PLR0913 - the columns of the window
@@ -217,12 +186,12 @@ class _Walk:
         mine = np.flatnonzero(kind < 64)
         if len(mine):
             attr = self.ids.event_of_trailers(words, ends[mine])
-            length = self.ids.part("trailer_words")[attr]
+            length = self.ids.trailer_words[attr]
             fits = starts[mine] + 1 + length <= ends[mine]
             mine, attr, length = mine[fits], attr[fits], length[fits]
             event[mine] = attr
-            time_ns[mine] = self.ids.trailer(words, ends[mine], attr, "time", 0).view(np.int64)
-            cpu[mine] = self.ids.trailer(words, ends[mine], attr, "cpu", 0xFFFFFFFF).astype(np.uint32).view(np.int32)
+            time_ns[mine] = self.ids.trailer_word(words, ends[mine], attr, "time", 0).view(np.int64)
+            cpu[mine] = self.ids.trailer_word(words, ends[mine], attr, "cpu", 0xFFFFFFFF).astype(np.uint32).view(np.int32)
             ends = ends.copy()
             ends[mine] -= length
         return sideband.Records(words, starts, ends, kind, misc, time_ns, cpu, event, seq)
@@ -263,82 +232,24 @@ class _Walk:
         sideband.write_losses(known, self.losses, names, self.ids.event_of, self.sink)
 
     def _decode(self, words: Words, samples: Samples) -> list[Callable[[], None]]:
+        """What is left to do with the samples: one task for each table, the largest first."""
         comms = self.comms.window()
-        chain_ids = self.chains.ids(words, samples.starts, samples.ends, samples.event, [e.layout for e in self.events])
-        decoding = Decoding(words, comms, chain_ids)
-        tables: dict[str, list[tuple[int, np.ndarray]]] = {}
-        order = np.argsort(samples.event.astype(np.int16 if len(self.events) < 1 << 15 else np.int64), kind="stable")
-        bounds = np.searchsorted(samples.event[order], np.arange(len(self.events) + 1))
-        for number in range(len(self.events)):
-            mine = order[bounds[number] : bounds[number + 1]]
-            if len(mine):
-                tables.setdefault(self.events[number].table, []).append((number, mine))
+        chain_ids = self.chains.ids(words, samples.starts, samples.ends, samples.event, self.ids.layouts)
+        window = Window(words, samples, comms, chain_ids)
+        narrow = samples.event.astype(np.int16 if len(self.events) < 1 << 15 else np.int64)  # 16 bits: radix sort
+        order = np.argsort(narrow, kind="stable")
+        counts = np.bincount(samples.event, minlength=len(self.events))
+        ends = np.cumsum(counts).tolist()
+        tables: dict[str, list[tuple[PerfEvent, np.ndarray]]] = {}
+        for number in np.flatnonzero(counts).tolist():
+            event = self.events[number]
+            tables.setdefault(event.table, []).append((event, order[ends[number] - int(counts[number]) : ends[number]]))
         work = sorted(tables.values(), key=lambda parts: -sum(len(mine) for _, mine in parts))
-        return [self._task(decoding, samples, parts) for parts in work]
+        return [partial(self._decode_table, window, parts) for parts in work]
 
-    def _task(self, decoding: Decoding, samples: Samples, parts: list[tuple[int, np.ndarray]]) -> Callable[[], None]:
-        def task() -> None:
-            for number, mine in parts:
-                self._decode_event(decoding, samples, number, mine)
-
-        return task
-
-    def _decode_event(self, decoding: Decoding, samples: Samples, number: int, mine: np.ndarray) -> None:
-        """Decode samples ``mine`` of event ``number`` and hand them to the sink."""
-        event, words = self.events[number], decoding.words
-        cpu = _cpu(words, samples.starts[mine], event.layout)
-        order = _by_time(samples.time_ns[mine], cpu)
-        mine, cpu = mine[order], cpu[order]
-        starts, ends = samples.starts[mine], samples.ends[mine]
-        common = self._common(decoding, samples, mine, cpu, event.layout)
-        if not event.tracepoint:
-            columns = _extras(words, starts, event.layout)
-            self._append(event.table, common, columns)
-            return
-        if not event.layout.sample_type & RAW:
-            self._append(event.table, common, [])
-            return
-        data = words.view(np.uint8)
-        found = locate(words, starts, ends, event.layout)
-        assert found.raw is not None
-        assert found.raw_bytes is not None
-        at, size = found.raw * 8 + 4, found.raw_bytes
-        if event.rows is None:
-            self._append(event.table, common, [("raw", _columns.binary(data, at, at + size))])
-            return
-        whole = found.whole & (size >= event.rows.row_bytes)
-        if not whole.all():
-            self.count("raw_too_short", int(np.count_nonzero(~whole)))
-            short = np.flatnonzero(~whole)
-            raw = _columns.binary(data, at[short], at[short] + size[short])
-            self._append(f"events/unknown/tracepoint_{event.config}", _rows_of(common, short), [("raw", raw)])
-            kept = np.flatnonzero(whole)
-            common, at, size = _rows_of(common, kept), at[kept], size[kept]
-        self._append(event.table, common, event.rows.decode(data, at, size, self.count), event)
-
-    def _common(
-        self, decoding: Decoding, samples: Samples, mine: np.ndarray, cpu: np.ndarray, layout: SampleLayout
-    ) -> EventColumns:
-        starts, time_ns = samples.starts[mine], samples.time_ns[mine]
-        pid = tid = np.full(len(mine), -1, np.int32)
-        if "tid" in layout.words:
-            both = decoding.words[starts + layout.words["tid"]]
-            pid = both.astype(np.uint32).view(np.int32)
-            tid = (both >> np.uint64(32)).astype(np.uint32).view(np.int32)
-        comm = _columns.labels(decoding.comms.codes(tid, time_ns), decoding.comms.names)
-        ids = np.full(len(mine), 0xFFFFFFFF, np.uint32) if decoding.chain_ids is None else decoding.chain_ids[mine]
-        chain = _columns.numbers(ids, ids != 0xFFFFFFFF)
-        return EventColumns(time_ns, cpu, pid, tid, comm, chain, samples.seq[mine].astype(np.uint64))
-
-    def _append(self, table: str, common: EventColumns, columns: Named, event: Event | None = None) -> None:
-        if len(common.time_ns) == 0:
-            return
-        named = common.named() + columns
-        metadata = None
-        if event is not None and event.rows is not None:
-            metadata = {b"tracekit.format": event.rows.event.source.encode(), b"tracekit.event": event.name.encode()}
-        schema = pa.schema([pa.field(name, array.type) for name, array in named], metadata)
-        self.sink.append(table, pa.RecordBatch.from_arrays([array for _, array in named], schema=schema))
+    def _decode_table(self, window: Window, parts: list[tuple[PerfEvent, np.ndarray]]) -> None:
+        for event, mine in parts:
+            self.decoder.decode(window, event, mine)
 
     def metadata(self) -> TraceMetadata:
         """What the header and the walk say of the trace."""
@@ -368,153 +279,3 @@ def _finish(pending: list[Future[None]]) -> None:
     for future in pending:
         future.result()
     pending.clear()
-
-
-def _cpu(words: Words, starts: Starts, layout: SampleLayout) -> np.ndarray:
-    if "cpu" not in layout.words:
-        return np.full(len(starts), -1, np.int32)
-    return words[starts + layout.words["cpu"]].astype(np.uint32).view(np.int32)
-
-
-def _by_time(time_ns: np.ndarray, cpu: np.ndarray) -> np.ndarray:
-    """Order by (time, cpu, place in the file)."""
-    order = np.argsort(time_ns, kind="stable")
-    ordered = time_ns[order]
-    if (ordered[1:] == ordered[:-1]).any():
-        order = np.lexsort((cpu, time_ns))
-    return order
-
-
-def _extras(words: Words, starts: Starts, layout: SampleLayout) -> Named:
-    return [
-        (part, _columns.numbers(words[starts + layout.words[part]]))
-        for part in ("ip", "addr", "period")
-        if part in layout.words
-    ]
-
-
-def _rows_of(common: EventColumns, which: np.ndarray) -> EventColumns:
-    index = _columns.numbers(which)
-    return EventColumns(
-        common.time_ns[which], common.cpu[which], common.pid[which], common.tid[which],
-        common.comm.take(index), common.callchain_id.take(index), common.seq[which],
-    )  # fmt: skip
-
-
-class _Ids:
-    """Which event a sample or a record belongs to, and where its parts are."""
-
-    UNKNOWN = -1
-    UNWANTED = -2
-
-    def __init__(self, header: PerfHeader, events: list[Event], wanted: Iterable[str]) -> None:
-        globs = list(wanted)
-        first = events[0].layout
-        self.sample_id = first.words.get("identifier", first.words.get("id", 0))
-        self.trailer_id = first.trailer.get("identifier", first.trailer.get("id", 0))
-        self._layouts = [event.layout for event in events]
-        self._cache: dict[str, np.ndarray] = {}
-        pairs = sorted((number, event) for event, attr in enumerate(header.attrs) for number in attr.ids)
-        self._numbers = np.array([number for number, _ in pairs], np.uint64)
-        self._events = np.array([event for _, event in pairs], np.int64)
-        self._single = len(events) == 1 or not self.sample_id or not pairs
-        self._wanted = np.array([_is_wanted(event, globs) for event in events])
-        self._all_wanted = bool(self._wanted.all())
-        smallest = min(layout.fixed_words for layout in self._layouts)
-        low, high = (int(self._numbers[0]), int(self._numbers[-1])) if pairs else (0, 0)
-        self.pattern = SamplePattern(smallest, 0 if self._single else self.sample_id, low, high)
-        self._dense = None
-        if pairs and high < 1 << 20:
-            self._dense = np.full(high + 2, self.UNKNOWN, np.int64)
-            self._dense[self._numbers.astype(np.int64)] = self._events
-            self._dense[0] = 0  # perf: id 0 is the first event
-
-    def event_of(self, numbers: np.ndarray) -> np.ndarray:
-        """Event of each id; UNKNOWN if there is none."""
-        if len(self._numbers) == 0:
-            return np.zeros(len(numbers), np.int64)
-        if self._dense is not None:
-            return self._dense[np.minimum(numbers, np.uint64(len(self._dense) - 1)).astype(np.int64)]
-        place = np.minimum(np.searchsorted(self._numbers, numbers), len(self._numbers) - 1)
-        event = np.where(self._numbers[place] == numbers, self._events[place], self.UNKNOWN)
-        event[numbers == 0] = 0
-        return event
-
-    def event_of_samples(self, words: Words, starts: Starts) -> np.ndarray:
-        """Event of each sample; UNKNOWN, or UNWANTED."""
-        if self._single:
-            event = np.zeros(len(starts), np.int64)
-        else:
-            event = self.event_of(words[starts + self.sample_id])
-        if self._all_wanted:
-            return event
-        return np.where((event >= 0) & ~self._wanted[event], self.UNWANTED, event)
-
-    def event_of_trailers(self, words: Words, ends: Starts) -> np.ndarray:
-        """Event that each record's trailer names; the first if it names none."""
-        if self._single or not self.trailer_id:
-            return np.zeros(len(ends), np.int64)
-        return np.maximum(self.event_of(words[ends - self.trailer_id]), 0)
-
-    def part(self, name: str) -> np.ndarray:
-        """A number of each event's layout."""
-        if name not in self._cache:
-            self._cache[name] = np.array([getattr(layout, name) for layout in self._layouts], np.int64)
-        return self._cache[name]
-
-    def word(self, words: Words, starts: Starts, event: np.ndarray, part: str, default: int) -> np.ndarray:
-        """The word of each sample that holds ``part``."""
-        return self._at(words, starts, event, part, default, [layout.words.get(part, 0) for layout in self._layouts])
-
-    def trailer(self, words: Words, ends: Starts, event: np.ndarray, part: str, default: int) -> np.ndarray:
-        """The word of each record's trailer that holds ``part``."""
-        places = [-layout.trailer.get(part, 0) for layout in self._layouts]
-        return self._at(words, ends, event, "trailer_" + part, default, places)
-
-    def _at(  # noqa: PLR0913
-        self, words: Words, origin: Starts, event: np.ndarray, key: str, default: int, places: list[int]
-    ) -> np.ndarray:
-        if len(set(places)) == 1:
-            if places[0] == 0:
-                return np.full(len(origin), default, np.uint64)
-            return words[origin + places[0]]
-        place = self._cache.setdefault("at_" + key, np.array(places, np.int64))[event]
-        return np.where(place == 0, np.uint64(default), words[origin + place])
-
-
-def _is_wanted(event: Event, globs: list[str]) -> bool:
-    return not globs or any(fnmatch.fnmatchcase(event.name, glob) for glob in globs)
-
-
-def _events(header: PerfHeader, count: Callable[[str, int], None]) -> list[Event]:
-    formats = header.tracing.formats if header.tracing else {}
-    events = []
-    rows: dict[int, EventRows] = {}
-    owners: dict[str, tuple[int, int]] = {}
-    for attr in header.attrs:
-        event_format = formats.get(attr.config) if attr.type == TRACEPOINT else None
-        if event_format is not None:
-            name = f"{event_format.system}:{event_format.name}"
-            table = f"events/{_safe(event_format.system)}/{_safe(event_format.name)}"
-            rows.setdefault(attr.config, EventRows(event_format))
-        elif attr.type == TRACEPOINT:
-            name = attr.name or f"unknown:tracepoint_{attr.config}"
-            table = f"events/unknown/tracepoint_{attr.config}"
-            count("event_without_format", 1)
-        else:
-            name = attr.name or f"type_{attr.type}_config_{attr.config:#x}"
-            table = f"samples/{_safe(name)}"
-        identity = (attr.type, attr.config)
-        while owners.setdefault(table, identity) != identity:
-            table += "_"
-        known = rows.get(attr.config) if attr.type == TRACEPOINT else None
-        events.append(Event(table, name, layout_of(attr), known, attr.type == TRACEPOINT, attr.config))
-    return events
-
-
-def _safe(name: str) -> str:
-    """A name from the file as a file name: nothing in it may lead elsewhere."""
-    kept = "".join(char if char.isascii() and (char.isalnum() or char in "_-+.") else "_" for char in name)[:120]
-    return kept if kept.strip(".") else "_" + kept
-
-

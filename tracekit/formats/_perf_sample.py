@@ -61,6 +61,14 @@ def layout_of(attr: Attr) -> SampleLayout:
     return SampleLayout(attr.sample_type, attr.read_format, words, place, trailer, back)
 
 
+def word_of(words: Words, starts: Starts, place: int) -> Words:
+    """Word ``place`` of each record.
+
+    ``take`` on a shifted view costs 3 ns a record; ``words[starts + place]`` costs 12.
+    """
+    return words[place:].take(starts, mode="clip")
+
+
 def locate(words: Words, starts: Starts, ends: Starts, layout: SampleLayout) -> Variable:
     """Find call chain and raw data of the samples at ``starts``, which all have ``layout``.
 

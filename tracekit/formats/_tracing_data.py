@@ -8,9 +8,17 @@ from typing import NamedTuple
 
 from tracekit.errors import TraceFormatError
 from tracekit.formats._cursor import Cursor
-from tracekit.formats._event_format import EventFormat, FormatTextError, parse_format
+from tracekit.formats._event_format import FormatTextError, name_and_id
 
 MAGIC = b"\x17\x08\x44tracing"
+
+
+class FormatText(NamedTuple):
+    """One event's format, not parsed yet: a file may hold 700 of which ten occur."""
+
+    system: str
+    name: str
+    text: str
 
 
 class TracingData(NamedTuple):
@@ -18,7 +26,7 @@ class TracingData(NamedTuple):
 
     page_size: int
     long_bytes: int
-    formats: dict[int, EventFormat]  # by tracepoint id
+    formats: dict[int, FormatText]  # by tracepoint id
     problems: tuple[str, ...]
 
 
@@ -36,7 +44,7 @@ def parse_tracing_data(path: Path, block: bytes, offset: int) -> TracingData:
     big_endian, long_bytes = cursor.take(2, "byte order and long size")
     cursor.order = ">" if big_endian else "<"
     page_size = cursor.u32("page size")
-    formats: dict[int, EventFormat] = {}
+    formats: dict[int, FormatText] = {}
     problems: list[str] = []
     try:
         _read_formats(cursor, formats, problems)
@@ -45,7 +53,7 @@ def parse_tracing_data(path: Path, block: bytes, offset: int) -> TracingData:
     return TracingData(page_size, long_bytes, formats, tuple(problems))
 
 
-def _read_formats(cursor: Cursor, formats: dict[int, EventFormat], problems: list[str]) -> None:
+def _read_formats(cursor: Cursor, formats: dict[int, FormatText], problems: list[str]) -> None:
     for part in ("header_page", "header_event"):
         cursor.line(part)
         cursor.take(cursor.u64(part), part)
@@ -57,11 +65,11 @@ def _read_formats(cursor: Cursor, formats: dict[int, EventFormat], problems: lis
             _read_format(cursor, system, formats, problems)
 
 
-def _read_format(cursor: Cursor, system: str, formats: dict[int, EventFormat], problems: list[str]) -> None:
+def _read_format(cursor: Cursor, system: str, formats: dict[int, FormatText], problems: list[str]) -> None:
     text = cursor.take(cursor.u64("format text"), "format text").decode("utf-8", "replace").rstrip("\0")
     try:
-        event = parse_format(system, text)
+        name, number = name_and_id(text)
     except FormatTextError as error:
         problems.append(f"a format of {system} {error}")
         return
-    formats[event.id] = event
+    formats[number] = FormatText(system, name, text)

@@ -1,0 +1,87 @@
+"""Which event a sample or a record of perf.data belongs to, and where its parts are.
+
+Source: tools/perf/util/evlist.c evlist__event2evsel(), evsel.c __evsel__calc_id_pos().
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tracekit.formats._perf_header import Attr
+from tracekit.formats._perf_index import SamplePattern, Starts, Words
+from tracekit.formats._perf_sample import SampleLayout, layout_of, word_of
+
+UNKNOWN = -1
+UNWANTED = -2
+
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
+
+_DENSE_IDS = 1 << 20  # ids are counted up by the kernel: mostly small, but after months of uptime they are not
+
+
+class EventIds:
+    """Event numbers are places in the list of attributes."""
+
+    def __init__(self, attrs: Sequence[Attr], wanted: Mask) -> None:
+        self.layouts: list[SampleLayout] = [layout_of(attr) for attr in attrs]
+        first = self.layouts[0]
+        self._sample_id = first.words.get("identifier", first.words.get("id", 0))
+        self._trailer_id = first.trailer.get("identifier", first.trailer.get("id", 0))
+        self.fixed_words = np.array([layout.fixed_words for layout in self.layouts], np.int64)
+        self.trailer_words = np.array([layout.trailer_words for layout in self.layouts], np.int64)
+        pairs = sorted((number, event) for event, attr in enumerate(attrs) for number in attr.ids)
+        self._numbers = np.array([number for number, _ in pairs], np.uint64)
+        self._events = np.array([event for _, event in pairs], np.int64)
+        self._single = len(attrs) == 1 or not self._sample_id or not pairs
+        self._wanted = wanted
+        low, high = (pairs[0][0], pairs[-1][0]) if pairs else (0, 0)
+        id_word = 0 if self._single else self._sample_id
+        self.pattern = SamplePattern(int(self.fixed_words.min()), id_word, low, high)
+        self._dense: Numbers | None = None
+        if pairs and high < _DENSE_IDS:
+            self._dense = np.full(high + 2, UNKNOWN, np.int64)
+            self._dense[self._numbers.astype(np.int64)] = self._events
+            self._dense[0] = 0  # perf: id 0 is the first event
+
+    def event_of(self, numbers: Words) -> Numbers:
+        """Event of each id; UNKNOWN if there is none."""
+        if len(self._numbers) == 0:
+            return np.zeros(len(numbers), np.int64)
+        if self._dense is not None:
+            last = np.uint64(len(self._dense) - 1)
+            return self._dense.take(np.minimum(numbers, last).view(np.int64), mode="clip")
+        place = np.minimum(np.searchsorted(self._numbers, numbers), len(self._numbers) - 1)
+        event = np.where(self._numbers[place] == numbers, self._events[place], UNKNOWN)
+        event[numbers == 0] = 0
+        return event
+
+    def event_of_samples(self, words: Words, starts: Starts) -> Numbers:
+        """Event of each sample; UNKNOWN, or UNWANTED."""
+        if self._single:
+            event = np.zeros(len(starts), np.int64)
+        else:
+            event = self.event_of(word_of(words, starts, self._sample_id))
+        if self._wanted.all():
+            return event
+        return np.where((event >= 0) & ~self._wanted[event], UNWANTED, event)
+
+    def event_of_trailers(self, words: Words, ends: Starts) -> Numbers:
+        """Event that each record's trailer names; the first if it names none."""
+        if self._single or not self._trailer_id:
+            return np.zeros(len(ends), np.int64)
+        return np.maximum(self.event_of(words[ends - self._trailer_id]), 0)
+
+    def sample_word(self, words: Words, starts: Starts, event: Numbers, part: str) -> Words:
+        """The word of each sample that holds ``part``; 0 where it has none."""
+        places = {layout.words.get(part, 0) for layout in self.layouts}
+        if len(places) == 1:
+            place = places.pop()
+            return word_of(words, starts, place) if place else np.zeros(len(starts), np.uint64)
+        each = np.array([layout.words.get(part, 0) for layout in self.layouts], np.int64)[event]
+        return np.where(each == 0, np.uint64(0), words[starts + each])
+
+    def trailer_word(self, words: Words, ends: Starts, event: Numbers, part: str, default: int) -> Words:
+        """The word of each record's trailer that holds ``part``."""
+        each = np.array([layout.trailer.get(part, 0) for layout in self.layouts], np.int64)[event]
+        return np.where(each == 0, np.uint64(default), words[ends - each])
