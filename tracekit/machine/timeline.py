@@ -73,31 +73,67 @@ COLUMNS: dict[str, pl.DataType] = {
 }
 
 
-def needed_events(trace: Trace) -> list[str]:
-    """``system:event`` tables that carry the machine's own events."""
-    return sorted({table for event in KIND_OF_EVENT for table in schema.tables_of(trace, event)})
+_ORDER = ("task", "time_ns", "seq")
 
 
 def timeline(trace: Trace, *, visits: bool = True) -> pl.DataFrame:
-    """All records of the tasks that migrate, sorted by (task, time_ns, seq); columns as ``COLUMNS``.
+    """The records of the tasks that migrate, while they do, sorted by (task, time_ns, seq); columns as ``COLUMNS``.
 
-    Without ``visits`` the probes of VMA visits are OTHER, too.
+    Of a task's other records only those are here that lie in a system call in which it migrated, or between two of
+    its migrations outside any: a trace of anything is as large as what migrated in it. Without ``visits`` the probes
+    of VMA visits are OTHER, too.
     """
     events = [
         event for event, kind in KIND_OF_EVENT.items() if visits or kind not in (Kind.TRY_VISIT, Kind.REMOVE_VISIT)
     ]
     own = {table: event for event in events for table in schema.tables_of(trace, event)}
-    migrating = [_frame(trace, table, event) for table, event in own.items()]
-    if not migrating:
+    rest = [table for table in trace.event_names if table not in own and trace.rows(table)]
+    edges = [table for table in rest if _kind(table, None) != Kind.OTHER]
+    if not own:
         return pl.DataFrame(schema=COLUMNS)
-    tasks = pl.concat([frame.select("task") for frame in migrating]).unique().collect()["task"].drop_nulls()
+    every = pl.concat([_frame(trace, table, event) for table, event in own.items()])
+    migrations = every.filter(pl.col("task").is_not_null()).collect()
+    tasks = migrations["task"].unique()
+    calls = [_collect(_frame(trace, table, None).filter(pl.col("task").is_in(tasks.implode()))) for table in edges]
+    rows, spans = _while_migrating(pl.concat([migrations, *calls]))
     others = [
-        _frame(trace, table, None).filter(pl.col("task").is_in(tasks.implode()))
-        for table in trace.event_names
-        if table not in own and trace.rows(table)
+        _within(_frame(trace, table, None).filter(pl.col("task").is_in(tasks.implode())), spans)
+        for table in rest
+        if table not in edges
     ]
-    rows = pl.concat([*migrating, *others], how="vertical")
-    return rows.filter(pl.col("task").is_not_null()).sort("task", "time_ns", "seq", maintain_order=True).collect()
+    return pl.concat([rows, *others]).sort(_ORDER, maintain_order=True)
+
+
+def _while_migrating(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The rows of those stretches that hold a migration, and the stretches: task, time_ns (start), end_ns.
+
+    A stretch is a system call, or what lies between two of them.
+    """
+    enters, exits = pl.col("kind") == Kind.SYSCALL_ENTER, pl.col("kind") == Kind.SYSCALL_EXIT
+    begins = enters | exits.shift(1, fill_value=False) | (pl.col("task") != pl.col("task").shift(1))
+    rows = rows.sort(_ORDER, maintain_order=True).with_columns(stretch=begins.fill_null(value=True).cum_sum())
+    rows = rows.filter((~enters & ~exits).any().over("stretch"))
+    spans = rows.group_by("stretch", maintain_order=True).agg(
+        pl.col("task").first(), pl.col("time_ns").first(), end_ns=pl.col("time_ns").last()
+    )
+    return rows.drop("stretch"), spans.drop("stretch")
+
+
+def _within(frame: pl.LazyFrame, spans: pl.DataFrame) -> pl.DataFrame:
+    """The rows of ``frame``, in order of time, that lie in one of their task's ``spans``."""
+    inside = frame.filter(pl.col("time_ns").is_between(spans["time_ns"].min(), spans["end_ns"].max()))
+    return _collect(
+        inside.join_asof(
+            spans.lazy().sort("time_ns"), on="time_ns", by="task", strategy="backward", check_sortedness=False
+        )
+        .filter(pl.col("time_ns") <= pl.col("end_ns"))
+        .drop("end_ns")
+    )
+
+
+def _collect(frame: pl.LazyFrame) -> pl.DataFrame:
+    """Collect in batches: most rows of a big table are of no interest."""
+    return frame.collect(engine="streaming")
 
 
 def _frame(trace: Trace, table: str, event: str | None) -> pl.LazyFrame:
