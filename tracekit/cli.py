@@ -4,18 +4,19 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import tracekit
-from tracekit.errors import TracekitError
+from tracekit.errors import OutputError, TracekitError
 
 if TYPE_CHECKING:
     from tracekit.trace import Trace
 
-EXIT_FAULT, EXIT_LOSS, EXIT_INTERRUPTED = 1, 3, 130
+EXIT_FAULT, EXIT_USAGE, EXIT_LOSS, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     help="What-if replay of Linux memory-management traces. Exit status: 0 done; 1 input or request at fault; 2 usage; "
@@ -41,7 +42,7 @@ MaxLossOption = Annotated[
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"tracekit {tracekit.__version__}")
+        _say(f"tracekit {tracekit.__version__}")
         raise typer.Exit
 
 
@@ -74,7 +75,7 @@ def ingest(
         _print_json(trace.manifest)
     else:
         rows = sum(trace.rows(event) for event in trace.event_names)
-        typer.echo(f"{trace.path}: {rows:,} records of {len(trace.event_names)} events")
+        _say(f"{trace.path}: {rows:,} records of {len(trace.event_names)} events")
     _leave(trace, max_loss)
 
 
@@ -88,7 +89,7 @@ def info(path: PathArgument, max_loss: MaxLossOption = 0.0, as_json: JsonOption 
     if as_json:
         _print_json(document)
     else:
-        typer.echo(inspect.text(document))
+        _say(inspect.text(document))
     _leave(trace, max_loss)
 
 
@@ -113,7 +114,7 @@ def replay(
     result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity)
     if output is not None:
         result.write(output, force=force)
-    sys.stdout.write(reports.render(result.document, "json" if as_json else "txt").decode())
+    _say(reports.render(result.document, "json" if as_json else "txt").decode().rstrip("\n"))
     _leave(trace, max_loss)
 
 
@@ -141,7 +142,7 @@ def validate(
     if as_json:
         _print_json(validation.document(rows))
     else:
-        typer.echo(validation.text(rows))
+        _say(validation.text(rows))
 
 
 @app.command()
@@ -162,9 +163,9 @@ def policies(
         _print_json(described)
         return
     for one in described:
-        typer.echo(f"{one['name']}: {one['text']}")
+        _say(f"{one['name']}: {one['text']}")
         for key, param in one["params"].items():
-            typer.echo(f"    {key}={'|'.join(param['choices'])}   default {param['default']}")
+            _say(f"    {key}={'|'.join(param['choices'])}   default {param['default']}")
 
 
 @app.command()
@@ -184,36 +185,59 @@ def demo(
     """Run the whole job on a small real capture that comes with tracekit."""
     from tracekit import demonstration
 
-    demonstration.run(output, typer.echo)
+    demonstration.run(output, _say)
 
 
 def main() -> None:
     """Entry point: one line on stderr for what is the input's or the request's fault, a traceback for a bug of ours."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # names of files need not be in the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
-        status = app(standalone_mode=False)
+        status = _run(sys.argv[1:])
+    except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
+        _drop_stdout()
+        status = 0
+    sys.exit(status)
+
+
+def _run(args: list[str]) -> int:
+    # Not app(): that makes exit statuses and tracebacks of its own out of a closed pipe and an interrupt.
+    try:
+        with typer.main.get_command(app).make_context("tracekit", args) as context:
+            context.command.invoke(context)
     except TracekitError as error:
         _complain(str(error))
-        status = EXIT_FAULT
+        return EXIT_FAULT
     except typer.Exit as done:
-        status = done.exit_code
+        return done.exit_code
     except KeyboardInterrupt:
         _complain("interrupted; nothing was left half-written")
-        status = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except Exception as error:  # noqa: BLE001 -- raised again unless it is click's own
-        status = _usage_status(error)
-    sys.exit(status if isinstance(status, int) else 0)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        # click's own know how to show themselves; anything else is a bug and keeps its traceback
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", EXIT_USAGE))
+    return 0
 
 
-def _usage_status(error: Exception) -> int:
-    """Click's own exceptions know how to show themselves; anything else is a bug and keeps its traceback."""
-    show = getattr(error, "show", None)
-    if show is None:
-        raise error
-    show()
-    return int(getattr(error, "exit_code", 2))
+def _say(text: str) -> None:
+    """A result on stdout, at once: only so is a full disk or a closed pipe seen here and not after the end."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _drop_stdout()
+        raise OutputError(f"standard output: cannot be written: {error.strerror}") from error
+
+
+def _drop_stdout() -> None:
+    """What stdout still holds goes nowhere, lest its flush at the end of the process fails once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> None:
@@ -243,7 +267,7 @@ def _progress(verb: str) -> Callable[[int, int], None] | None:
 
 
 def _print_json(document: Any) -> None:  # noqa: ANN401 -- any JSON document
-    typer.echo(json.dumps(document, indent=1))
+    _say(json.dumps(document, indent=1))
 
 
 def _print_table(texts: dict[str, str], as_json: bool) -> None:
@@ -251,4 +275,4 @@ def _print_table(texts: dict[str, str], as_json: bool) -> None:
         _print_json(texts)
         return
     for name, text in texts.items():
-        typer.echo(f"{name:<34} {text}")
+        _say(f"{name:<34} {text}")

@@ -102,6 +102,18 @@ def enclosed(replay: Replay, calls: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame({"call": sorted(inside)}, schema={"call": pl.Int64})
 
 
+def enclosing(replay: Replay, calls: pl.DataFrame) -> pl.DataFrame:
+    """(call): the calls of ``calls`` and all those around them."""
+    parents = replay.calls["parent"].to_list()
+    around: set[int] = set()
+    for start in calls["call"].drop_nulls().to_list():
+        call: int | None = start
+        while call is not None and call not in around:
+            around.add(call)
+            call = parents[call]
+    return pl.DataFrame({"call": sorted(around)}, schema={"call": pl.Int64})
+
+
 def _price(counts: dict[str, int], prices: Prices, calls: pl.DataFrame) -> tuple[float, float]:
     """Untraced time of ``calls`` and the time saved in them, ns."""
     costs = {**prices.visit_ns, "counter.update": prices.update_ns}

@@ -9,7 +9,7 @@ from tracekit import policies, recording
 from tracekit.costs import CostModel
 from tracekit.machine.replay import Replay
 from tracekit.policies import Judgement, Policy
-from tracekit.predict import as_json, enclosed, predict, spared_by_call
+from tracekit.predict import as_json, enclosed, enclosing, predict, spared_by_call
 from tracekit.trace import Trace
 
 SCHEMA = "tracekit/summary/1"
@@ -74,13 +74,11 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
             f"the trace has no {', '.join(lacking)}" if lacking else "needs VMA visits, which --fidelity counts hides"
         )
         return {**head, "reason": reason, "record": recording.record_command() if lacking else None}
-    outer = replay.calls.filter(pl.col("call") == pl.col("outermost"))
-    used = _with_outermost(replay, replay.operations.select("call").unique())["outermost"].unique()
-    changed = _with_outermost(replay, spared_by_call(replay, judgement).select("call"))["outermost"].unique()
-    touched = outer.filter(pl.col("call").is_in((changed if len(changed) else used).implode()))
-    worked = replay.calls.filter(
-        (pl.col("call").is_in(used.implode()) & (pl.col("call") == pl.col("outermost"))) | pl.col("is_work")
-    )
+    used = enclosing(replay, replay.operations.select("call"))
+    changed = enclosing(replay, spared_by_call(replay, judgement).select("call"))
+    outermost = replay.calls.filter(pl.col("parent").is_null())
+    touched = outermost.join(changed if len(changed) else used, on="call", how="semi")
+    worked = replay.calls.filter("is_named").join(used, on="call", how="semi", maintain_order="left")
     total = as_json(predict(replay, judgement, costs, touched))
     return {
         **head,
@@ -104,14 +102,10 @@ def _call(replay: Replay, judgement: Judgement, costs: CostModel, name: str, cal
         "call": name,
         "n": prediction.n,
         "priced": prediction.priced,
-        "nested": bool((calls["call"] != calls["outermost"]).any()),
+        "nested": calls["parent"].null_count() < len(calls),
         **as_json(prediction),
         "operations": _operations(replay, judgement, calls),
     }
-
-
-def _with_outermost(replay: Replay, frame: pl.DataFrame) -> pl.DataFrame:
-    return frame.join(replay.calls.select("call", "outermost"), on="call")
 
 
 def _operations(replay: Replay, judgement: Judgement, calls: pl.DataFrame | None) -> dict[str, dict[str, int]]:

@@ -95,8 +95,18 @@ class _Walk:
             finally:
                 for future in pending:
                     future.cancel()
-        if self.truncated is None and available < header.data.size:
-            self.truncated = Truncation(header.file_bytes, 0, "the file ends before its data does")
+        self._note_cut(stream.end, header.data.offset + header.data.size)
+
+    def _note_cut(self, end: int, declared_end: int) -> None:
+        """State what a file that ends too early, at ``end``, lacks."""
+        if end < declared_end:
+            place = end if self.truncated is None else self.truncated.offset
+            reason = f"the file ends at {end:#x}, its data should end at {declared_end:#x}"
+            self.truncated = Truncation(place, declared_end - place, reason)
+        elif self.truncated is None and not self.header.data_complete:
+            self.truncated = Truncation(end, 0, "the recorder was killed before it wrote the event formats")
+        elif self.truncated is None and "features_missing" in self.anomalies:
+            self.truncated = Truncation(end, 0, "the file ends before its feature sections do")
 
     def _windows(self, stream: RecordStream, pool: ThreadPoolExecutor | None, pending: list[Future[None]]) -> None:
         carry = stop = skip = 0

@@ -1,7 +1,8 @@
-"""Calls: the system call or kernel work in which a task did something, as its caller feels it.
+"""Calls: the system call, mark or kernel work in which a task did something, as its caller feels it.
 
 A migrate_pages() run inside a system call belongs to that call. Outside one, or where the kernel gives a reason of
-its own (compaction, NUMA balancing, …), it is kernel work and has a row of its own.
+its own (compaction, NUMA balancing, …), it is kernel work with a name of its own. What lies on one task between the
+trace_marker lines NAME_begin and NAME_end is the call mark:NAME.
 """
 
 from typing import NamedTuple
@@ -20,11 +21,10 @@ _REASONS_OF_SYSCALLS = ("syscall_or_cpuset", "mempolicy_mbind")
 SCHEMA: dict[str, pl.DataType] = {
     "call": pl.Int64(),  # row number
     "name": pl.String(),
-    "kind": pl.String(),  # syscall | migrate_pages
-    "is_work": pl.Boolean(),  # kernel work with a name of its own
+    "kind": pl.String(),  # syscall | migrate_pages | mark
+    "is_named": pl.Boolean(),  # worth a line of its own: not a migrate_pages() on behalf of its system call
     "task": pl.Int32(),
     "parent": pl.Int64(),  # enclosing call of the task; null: outermost
-    "outermost": pl.Int64(),  # itself, or the first of its parents
     "start_row": pl.Int64(),
     "end_row": pl.Int64(),  # null: its end was not seen
     "start_ns": pl.Int64(),
@@ -36,9 +36,13 @@ SCHEMA: dict[str, pl.DataType] = {
     "kretprobes": pl.Int64(),
 }
 
-_ENTERS = (Kind.SYSCALL_ENTER, Kind.MIGRATE_START)
-_KIND_NAME = {Kind.SYSCALL_ENTER: "syscall", Kind.MIGRATE_START: "migrate_pages"}
-_END_OF = {Kind.SYSCALL_EXIT: Kind.SYSCALL_ENTER, Kind.MIGRATE_END: Kind.MIGRATE_START}
+_KIND_NAME = {Kind.SYSCALL_ENTER: "syscall", Kind.MIGRATE_START: "migrate_pages", Kind.MARK_BEGIN: "mark"}
+_ENTERS = tuple(_KIND_NAME)
+_END_OF = {
+    Kind.SYSCALL_EXIT: Kind.SYSCALL_ENTER,
+    Kind.MIGRATE_END: Kind.MIGRATE_START,
+    Kind.MARK_END: Kind.MARK_BEGIN,
+}
 
 
 class Calls(NamedTuple):
@@ -77,13 +81,14 @@ def find_calls(rows: pl.DataFrame) -> Calls:
         name = _name(kind, event, label, comm)
         if kind in _ENTERS:
             if kind == Kind.SYSCALL_ENTER:
-                stack.clear()  # a task is in one system call at a time: the exits of any before were lost
-            elif stack and stack[-1].kind == kind:
+                # a task is in one system call at a time: the exits of any before were lost
+                stack = [call for call in stack if call.kind == Kind.MARK_BEGIN]
+            elif kind == Kind.MIGRATE_START and stack and stack[-1].kind == kind:
                 stack.pop()  # nor does migrate_pages() nest
             parent = stack[-1] if stack else None
             stack.append(_Open(len(found), kind, name))
             found.append([row, None, parent.number if parent else None])
-            names.append((name, _KIND_NAME[Kind(kind)], _is_work(kind, label, parent)))
+            names.append((name, _KIND_NAME[Kind(kind)], _is_named(kind, label, parent)))
             continue
         for depth in range(len(stack) - 1, -1, -1):
             top = stack[depth]
@@ -97,18 +102,20 @@ def find_calls(rows: pl.DataFrame) -> Calls:
 def _name(kind: int, event: str, label: str | None, comm: str | None) -> str:
     if kind in (Kind.SYSCALL_ENTER, Kind.SYSCALL_EXIT):
         return event.split(":", 1)[1].removeprefix("sys_enter_").removeprefix("sys_exit_")
+    if kind in (Kind.MARK_BEGIN, Kind.MARK_END):
+        return f"mark:{label}"
     if label == "compaction" and comm is not None and comm.startswith("kcompactd"):
         return "kcompactd"
     return WORK_OF_REASON.get(label, label) if label is not None else "migrate_pages()"
 
 
-def _is_work(kind: int, label: str | None, parent: _Open | None) -> bool:
-    return kind == Kind.MIGRATE_START and (parent is None or label not in (*_REASONS_OF_SYSCALLS, None))
+def _is_named(kind: int, label: str | None, parent: _Open | None) -> bool:
+    return kind != Kind.MIGRATE_START or parent is None or label not in (*_REASONS_OF_SYSCALLS, None)
 
 
 def _table(rows: pl.DataFrame, found: list[list[int | None]], names: list[tuple[str, str, bool]]) -> pl.DataFrame:
     table = pl.DataFrame(found, schema={"start_row": pl.Int64, "end_row": pl.Int64, "parent": pl.Int64}, orient="row")
-    named = pl.DataFrame(names, schema={"name": pl.String, "kind": pl.String, "is_work": pl.Boolean}, orient="row")
+    named = pl.DataFrame(names, schema={"name": pl.String, "kind": pl.String, "is_named": pl.Boolean}, orient="row")
     taken = rows.select(
         *(
             (pl.col("source") == source).cum_sum().cast(pl.Int64).alias(name)
@@ -123,9 +130,6 @@ def _table(rows: pl.DataFrame, found: list[list[int | None]], names: list[tuple[
     # Tracing an event delays what follows its time stamp, less what precedes it: so a call pays for the record of
     # its entry and for all up to its exit, but one. Which one does not matter.
     counts = [(taken[name].gather(end) - taken[name].gather(start)).alias(name) for name in taken.columns]
-    outermost: list[int] = []
-    for number, parent in enumerate(table["parent"]):
-        outermost.append(number if parent is None else outermost[parent])
     start_ns, end_ns = rows["time_ns"].gather(start), rows["time_ns"].gather(end)
     return (
         pl.concat([table, named], how="horizontal")
@@ -133,7 +137,6 @@ def _table(rows: pl.DataFrame, found: list[list[int | None]], names: list[tuple[
             rows["task"].gather(start),
             *counts,
             call=pl.int_range(len(table), dtype=pl.Int64),
-            outermost=pl.Series(outermost, dtype=pl.Int64),
             start_ns=start_ns,
             end_ns=end_ns,
             duration_ns=end_ns - start_ns,

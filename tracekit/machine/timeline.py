@@ -27,6 +27,8 @@ class Kind(IntEnum):
     MIGRATE_END = 10
     SYSCALL_ENTER = 11
     SYSCALL_EXIT = 12
+    MARK_BEGIN = 13  # a trace_marker line NAME_begin
+    MARK_END = 14
 
 
 class Source(IntEnum):
@@ -61,7 +63,7 @@ COLUMNS: dict[str, pl.DataType] = {
     "kind": pl.UInt8(),
     "source": pl.UInt8(),
     "event": pl.Categorical(),  # system:event
-    "label": pl.Categorical(),  # MIGRATE_START: its reason
+    "label": pl.Categorical(),  # MIGRATE_START: its reason; marks: NAME
     "comm": pl.Categorical(),
     "folio": pl.UInt64(),
     "src": pl.UInt64(),
@@ -88,13 +90,17 @@ def timeline(trace: Trace, *, visits: bool = True) -> pl.DataFrame:
     ]
     own = {table: event for event in events for table in schema.tables_of(trace, event)}
     rest = [table for table in trace.event_names if table not in own and trace.rows(table)]
-    edges = [table for table in rest if _kind(table, None) != Kind.OTHER]
+    marks = schema.tables_of(trace, "mark")
+    edges = [table for table in rest if _kind(table, None) != Kind.OTHER or table in marks]
     if not own:
         return pl.DataFrame(schema=COLUMNS)
     every = pl.concat([_frame(trace, table, event) for table, event in own.items()])
     migrations = every.filter(pl.col("task").is_not_null()).collect()
     tasks = migrations["task"].unique()
-    calls = [_collect(_frame(trace, table, None).filter(pl.col("task").is_in(tasks.implode()))) for table in edges]
+    calls = [
+        _collect(_frame(trace, table, "mark" if table in marks else None).filter(pl.col("task").is_in(tasks.implode())))
+        for table in edges
+    ]
     rows, spans = _while_migrating(pl.concat([migrations, *calls]))
     others = [
         _within(_frame(trace, table, None).filter(pl.col("task").is_in(tasks.implode())), spans)
@@ -107,11 +113,14 @@ def timeline(trace: Trace, *, visits: bool = True) -> pl.DataFrame:
 def _while_migrating(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The rows of those stretches that hold a migration, and the stretches: task, time_ns (start), end_ns.
 
-    A stretch is a system call, or what lies between two of them.
+    A stretch is what lies between two marks, else a system call, or what lies between two of them.
     """
-    enters, exits = pl.col("kind") == Kind.SYSCALL_ENTER, pl.col("kind") == Kind.SYSCALL_EXIT
-    begins = enters | exits.shift(1, fill_value=False) | (pl.col("task") != pl.col("task").shift(1))
-    rows = rows.sort(_ORDER, maintain_order=True).with_columns(stretch=begins.fill_null(value=True).cum_sum())
+    kind = pl.col("kind")
+    enters, exits = kind.is_in([Kind.SYSCALL_ENTER, Kind.MARK_BEGIN]), kind.is_in([Kind.SYSCALL_EXIT, Kind.MARK_END])
+    marked = ((kind == Kind.MARK_BEGIN).cast(pl.Int32) - (kind == Kind.MARK_END).shift(1, fill_value=False)).cum_sum()
+    edge = (enters | exits.shift(1, fill_value=False)) & ((marked.over("task") <= 0) | (kind == Kind.MARK_BEGIN))
+    begins = edge | (pl.col("task") != pl.col("task").shift(1)).fill_null(value=True)
+    rows = rows.sort(_ORDER, maintain_order=True).with_columns(stretch=begins.cum_sum())
     rows = rows.filter((~enters & ~exits).any().over("stretch"))
     spans = rows.group_by("stretch", maintain_order=True).agg(
         pl.col("task").first(), pl.col("time_ns").first(), end_ns=pl.col("time_ns").last()
@@ -153,6 +162,8 @@ def _frame(trace: Trace, table: str, event: str | None) -> pl.LazyFrame:
         "event": pl.lit(table),
         "comm": pl.col("comm").cast(pl.String),
     }
+    if event == "mark":
+        ready |= _mark()
     if event == "mm_migrate_pages_start":
         ready["label"] = pl.col("reason_name").cast(pl.String) if "reason_name" in own else pl.lit(None)
     if event in ("set_migration_pmd", "remove_migration_pmd"):
@@ -164,9 +175,18 @@ def _frame(trace: Trace, table: str, event: str | None) -> pl.LazyFrame:
     )
 
 
+def _mark() -> dict[str, pl.Expr]:
+    """Kind and label of a trace_marker line: NAME_begin, NAME_end, or any other."""
+    line = pl.col("buf").str.strip_chars()
+    begin, end = line.str.ends_with("_begin"), line.str.ends_with("_end")
+    kind = pl.when(begin).then(pl.lit(int(Kind.MARK_BEGIN))).when(end).then(pl.lit(int(Kind.MARK_END)))
+    label = pl.when(begin | end).then(line.str.replace("_(begin|end)$", ""))
+    return {"kind": kind.otherwise(pl.lit(int(Kind.OTHER))), "label": label}
+
+
 def _kind(table: str, event: str | None) -> int:
     if event is not None:
-        return KIND_OF_EVENT[event]
+        return KIND_OF_EVENT.get(event, Kind.OTHER)
     if table.startswith("syscalls:sys_enter_"):
         return Kind.SYSCALL_ENTER
     return Kind.SYSCALL_EXIT if table.startswith("syscalls:sys_exit_") else Kind.OTHER

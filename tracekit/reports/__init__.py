@@ -3,6 +3,7 @@
 ``document`` is the content of a summary.json (schemas/summary.schema.json).
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,4 +40,5 @@ def write(document: dict[str, Any], out: Path) -> None:
     except OSError as error:
         raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
