@@ -173,7 +173,7 @@ def formats(as_json: JsonOption = False) -> None:
     """List the trace formats that can be read; a file's format is found by its content."""
     from tracekit import formats as package
 
-    _print_table(package.described(), as_json)
+    _print_table({reader.NAME: reader.DESCRIPTION for reader in package.readers()}, as_json)
 
 
 @app.command()
