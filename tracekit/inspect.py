@@ -6,6 +6,9 @@ from tracekit import policies, recording, registry
 from tracekit.trace import Trace
 
 
+_FIDELITY = {None: "none: nothing migrated", "reconstructed": "reconstructed (this version replays it as counts)"}
+
+
 def inspect(trace: Trace) -> dict[str, Any]:
     """The manifest, and for each policy whether the trace allows it, what it lacks and how to record that."""
     judged = []
@@ -50,7 +53,7 @@ def text(document: dict[str, Any]) -> str:
         f"{source['name']}: {source['format']}, {source['size_bytes']:,} bytes, sha256 {source['sha256']}",
         f"kernel {machine['release'] or 'unknown'} {machine['arch'] or ''}, {machine['cpus'] or '?'} CPUs",
         f"clock {manifest['clock']['name'] or 'unknown'}, {seconds}",
-        f"fidelity {manifest['fidelity'] or 'none: nothing migrated'}",
+        f"fidelity {_FIDELITY.get(manifest['fidelity'], manifest['fidelity'])}",
     ]
     lines += [f"anomaly: {name.replace('_', ' ')}: {count:,}" for name, count in manifest["anomalies"].items()]
     lines += ["", "rows        table"]

@@ -15,7 +15,7 @@ from tracekit.trace import Trace
 SCHEMA = "tracekit/summary/1"
 OPEN_LOOP = "Replay is open-loop: what a policy saves does not change what the program does next."
 # What a summary repeats of the manifest
-_FACTS = ("source", "machine", "clock", "time_range_ns", "lost", "truncated", "kernel_has")
+_FACTS = ("source", "machine", "clock", "time_range_ns", "fidelity", "lost", "truncated", "kernel_has")
 
 
 class Judged(NamedTuple):

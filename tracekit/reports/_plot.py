@@ -23,7 +23,8 @@ def figure(document: dict[str, Any]) -> "Figure":
     visits.invert_yaxis()
     _draw_visits(visits, judged)
     _draw_ratios(ratio, judged)
-    picture.suptitle(f"{document['trace']['source']['name']}: fidelity {document['fidelity']}")
+    title = f"{document['trace']['source']['name']}: fidelity {document['fidelity']}"
+    picture.suptitle(title, parse_math=False)  # a file's name may have dollars
     return picture
 
 

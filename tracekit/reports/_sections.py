@@ -100,7 +100,7 @@ def _missing(policies: list[dict[str, Any]]) -> list[Section]:
 def _trust(document: dict[str, Any]) -> Section:
     episodes, residual = document["episodes"], document["as_traced"]
     rows = [
-        ["fidelity", document["fidelity"]],
+        ["fidelity", _fidelity(document)],
         [
             "coverage",
             f"{_percent(document['coverage'])} ({episodes['judged']:,} of {episodes['all']:,} episodes judged)",
@@ -111,6 +111,13 @@ def _trust(document: dict[str, Any]) -> Section:
     ]
     rows += [[name.replace("_", " "), f"{count:,}"] for name, count in document["anomalies"].items()]
     return Section("How far to trust it", [], ["", ""], rows)
+
+
+def _fidelity(document: dict[str, Any]) -> str:
+    used, possible = document["fidelity"], document["trace"]["fidelity"]
+    if used == "counts" and possible == "reconstructed":
+        return "counts (the trace allows reconstructed, which this version does not do yet)"
+    return str(used)
 
 
 def _lost(lost: dict[str, Any] | None) -> str:
