@@ -5,7 +5,6 @@ from typing import Any
 from tracekit import policies, recording, registry
 from tracekit.trace import Trace
 
-
 _FIDELITY = {None: "none: nothing migrated", "reconstructed": "reconstructed (this version replays it as counts)"}
 
 
