@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from tracekit import resources
 from tracekit.errors import OutputError, TableError
 
 if TYPE_CHECKING:
@@ -69,23 +70,26 @@ class Result:
         """Write the result directory ``out``, whole or not at all.
 
         Raises:
-            OutputError: it exists (and not ``force``), or cannot be written.
+            OutputError: it exists (and not ``force``, or it is no result), or cannot be written.
         """
         if out.exists() and not force:
             raise OutputError(f"{out} exists; give another -o, or --force to replace it")
+        if out.exists() and not (out / SUMMARY).is_file():
+            raise OutputError(f"{out} exists and is no result; --force replaces results only, give another -o")
         try:
             scratch = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
         try:
-            (scratch / SUMMARY).write_text(json.dumps(self.document, indent=1) + "\n")
+            new = scratch / "new"
+            new.mkdir()
+            (new / SUMMARY).write_text(json.dumps(self.document, indent=1) + "\n")
             for name, table in (("operations", self.operations), ("counts", self.counts)):
                 if table is not None:
-                    table.write_parquet(scratch / f"{name}.parquet", compression="zstd")
-            scratch.chmod(0o755)
-            if out.is_dir():
-                shutil.rmtree(out)
-            scratch.rename(out)
+                    table.write_parquet(new / f"{name}.parquet", compression="zstd")
+            if out.exists():
+                out.rename(scratch / "old")  # goes with what is left of scratch
+            new.rename(out)
         except OSError as error:
             raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
         finally:
@@ -96,15 +100,29 @@ def open_result(path: Path) -> Result:
     """Read a result directory, or a summary.json alone.
 
     Raises:
-        TableError: ``path`` is neither.
+        TableError: ``path`` is neither, or was damaged.
     """
     file = path / SUMMARY if path.is_dir() else path
     try:
         document = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise TableError(f"{path}: not a result: {error}; make one with tracekit replay -o") from error
-    if not isinstance(document, dict) or not str(document.get("schema", "")).startswith("tracekit/summary/"):
-        raise TableError(f"{path}: not a result: no tracekit/summary schema; make one with tracekit replay -o")
-    tables = {name: file.parent / f"{name}.parquet" for name in ("operations", "counts")}
-    read = {name: pl.read_parquet(table) if table.exists() else None for name, table in tables.items()}
-    return Result(document, **read)
+    schema = json.loads((resources.schemas() / "summary.schema.json").read_text())
+    wanted = schema["properties"]["schema"]["const"]
+    found = document.get("schema") if isinstance(document, dict) else None
+    if found != wanted:
+        raise TableError(f"{path}: not a result: schema is {found!r}, not {wanted!r}; make one with tracekit replay -o")
+    lacking = [key for key in schema["required"] if key not in document]
+    if lacking:
+        raise TableError(f"{path}: not a result: it lacks {', '.join(lacking)}; make it anew with tracekit replay -o")
+    return Result(document, *(_read_table(file.parent / f"{name}.parquet") for name in ("operations", "counts")))
+
+
+def _read_table(file: Path) -> pl.DataFrame | None:
+    if not file.exists():
+        return None
+    try:
+        return pl.read_parquet(file)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        problem = str(error).splitlines()[0]
+        raise TableError(f"{file}: cannot be read: {problem}; make it anew with tracekit replay -o") from error
