@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from tracekit import pipeline
 from tracekit.errors import TracekitError, UsageError
 
+_ASKED = {"trace", "policy", "costs", "call", "measured_ratio", "clock"}  # what each prediction in a spec.json says
+
 
 class Row(NamedTuple):
     """One prediction that a spec.json asks for; ratios without a unit, error in points (hundredths of a ratio)."""
@@ -32,7 +34,7 @@ def validate(dirs: Sequence[Path], progress: Callable[[int, int], None] | None =
     """Predict every configuration below ``dirs``.
 
     Raises:
-        UsageError: there is no spec.json.
+        UsageError: there is no spec.json, or one that cannot be understood.
     """
     specs = sorted(spec for folder in dirs for spec in folder.rglob("spec.json"))
     if not specs:
@@ -41,11 +43,24 @@ def validate(dirs: Sequence[Path], progress: Callable[[int, int], None] | None =
     for done, spec in enumerate(specs):
         if progress:
             progress(done, len(specs))
-        content = json.loads(spec.read_text())
-        rows += [_predict(spec.parent, content["config"], asked) for asked in content["predictions"]]
+        config, asked = _read(spec)
+        rows += [_predict(spec.parent, config, one) for one in asked]
     if progress:
         progress(len(specs), len(specs))
     return rows
+
+
+def _read(spec: Path) -> tuple[str, list[dict[str, Any]]]:
+    """The configuration's name and what is asked of it."""
+    try:
+        content = json.loads(spec.read_text())
+        config, asked = content["config"], content["predictions"]
+        lacking = {key for one in asked for key in _ASKED - one.keys()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{spec}: cannot be understood: {error!r}") from error
+    if lacking:
+        raise UsageError(f"{spec}: a prediction lacks {', '.join(sorted(lacking))}")
+    return config, asked
 
 
 def _predict(folder: Path, config: str, asked: dict[str, Any]) -> Row:
