@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from tracekit import pipeline, reports, resources
@@ -16,16 +15,18 @@ def run(out: Path | None, say: Callable[[str], None]) -> None:
     """Ingest, replay and report; keep what was made in ``out``.
 
     Raises:
-        OutputError: ``out`` exists.
+        OutputError: ``out`` exists or cannot be written.
     """
-    with ExitStack() as stack:
-        if out is None:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tracekit-demo-")))
-        elif out.exists():
-            raise OutputError(f"{out} exists; give another -o")
-        else:
-            folder = out
-            folder.mkdir(parents=True)
+    if out is not None and out.exists():
+        raise OutputError(f"{out} exists; give another -o")
+    beside = None if out is None else out.absolute().parent
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=".tracekit-demo-", dir=beside)
+    except OSError as error:
+        raise OutputError(f"{out or tempfile.gettempdir()}: cannot be written: {error.strerror}") from error
+    with scratch as name:
+        folder = Path(name, "demo")
+        folder.mkdir()
         capture = folder / "demo.perf.data"
         shutil.copyfile(resources.demo_capture(), capture)
         say(f"$ tracekit ingest {capture.name}")
@@ -38,4 +39,5 @@ def run(out: Path | None, say: Callable[[str], None]) -> None:
         if out is not None:
             result.write(folder / "result")
             reports.write(result.document, folder / "report.html")
+            folder.rename(out)
             say(f"kept in {out}: the trace, the result and report.html")
