@@ -74,10 +74,11 @@ def _beside(target: Path) -> Path:
 
 
 def _write(source: Path, reader: formats.Reader, work: Path, options: ReadOptions) -> None:
-    digest = _Digest(source)
+    size = source.stat().st_size
+    digest = _Digest(source, size)
     tables = Tables(work)
     try:
-        metadata = reader.read(source, tables, options)
+        metadata = reader.read(source, tables, options._replace(size_bytes=size))
         stats = tables.close()
     except BaseException:
         digest.stop()
@@ -86,7 +87,7 @@ def _write(source: Path, reader: formats.Reader, work: Path, options: ReadOption
     late = tables.late_rows
     if late:
         metadata.anomalies["out_of_order_records"] = metadata.anomalies.get("out_of_order_records", 0) + late
-    manifest = _manifest(source, metadata, stats, digest.result(metadata.source_bytes))
+    manifest = _manifest(source, metadata, stats, digest.result())
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -108,9 +109,9 @@ def _put_in_place(work: Path, target: Path, *, force: bool) -> None:
 class _Digest:
     """SHA-256 of a file, in a thread of its own (hashlib lets go of the interpreter's lock)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, size: int) -> None:
         self._path = path
-        self._size = path.stat().st_size
+        self._size = size
         self._stopped = False
         self._hash = hashlib.sha256()
         self._done = 0
@@ -133,9 +134,9 @@ class _Digest:
         self._stopped = True
         self._thread.join()
 
-    def result(self, size: int) -> str:
+    def result(self) -> str:
         self._thread.join()
-        if self._done != size:
+        if self._done != self._size:
             raise TraceFormatError(self._path, self._done, "the file changed while it was read; ingest a copy")
         return self._hash.hexdigest()
 

@@ -37,6 +37,7 @@ class ReadOptions(NamedTuple):
     events: Sequence[str] = ()  # globs on "system:event"; none: all
     jobs: int = 1  # threads
     progress: Callable[[int, int], None] | None = None  # (bytes done, bytes total)
+    size_bytes: int | None = None  # of the file when it was opened: what it grows by meanwhile is not read
 
 
 class Truncation(NamedTuple):

@@ -105,13 +105,21 @@ def read_header(path: Path, file: BinaryIO, file_bytes: int) -> PerfHeader:
     return PerfHeader(path, file_bytes, data, complete, attrs, tracing, features, problems)
 
 
+def unreadable(path: Path, error: OSError) -> TraceFormatError:
+    """What to raise if the source, not the target, fails."""
+    return TraceFormatError(path, None, f"cannot be read: {error.strerror or error}")
+
+
 def _bits(flags: int, word: int) -> list[int]:
     return [64 * word + bit for bit in range(64) if flags >> bit & 1]
 
 
 def _read(file: BinaryIO, path: Path, offset: int, size: int) -> bytes:
-    file.seek(offset)
-    block = file.read(size)
+    try:
+        file.seek(offset)
+        block = file.read(size)
+    except OSError as error:
+        raise unreadable(path, error) from error
     if len(block) != size:
         raise TraceFormatError(path, offset, f"{size} bytes were there at first, {len(block)} now: the file changes")
     return block

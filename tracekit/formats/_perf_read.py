@@ -25,7 +25,7 @@ from tracekit.formats._comm import CommHistory
 from tracekit.formats._perf_callchain import CallchainIds
 from tracekit.formats._perf_decode import Decoder, Samples, Window
 from tracekit.formats._perf_events import PerfEvent, perf_events
-from tracekit.formats._perf_header import PerfHeader, Section, read_header
+from tracekit.formats._perf_header import PerfHeader, Section, read_header, unreadable
 from tracekit.formats._perf_ids import UNKNOWN, EventIds
 from tracekit.formats._perf_index import COMPRESSED, FINISHED_ROUND, SAMPLE, Starts, Words, link
 from tracekit.formats._perf_stream import RecordStream
@@ -41,15 +41,17 @@ TOOL_TYPES = frozenset(range(64, 84))
 def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
     """Read the file at ``path``; see tracekit.formats.Reader."""
     try:
-        with path.open("rb", buffering=0) as file:
-            before = os.fstat(file.fileno())
-            header = read_header(path, file, before.st_size)
-            walk = _Walk(header, sink, options)
-            walk.run(file)
-            after = os.fstat(file.fileno())
+        file = path.open("rb", buffering=0)
     except OSError as error:
-        raise TraceFormatError(path, None, f"cannot be read: {error.strerror or error}") from error
-    if after.st_size <= before.st_size and after.st_mtime_ns != before.st_mtime_ns:
+        raise unreadable(path, error) from error
+    with file:
+        before = os.fstat(file.fileno())
+        size = before.st_size if options.size_bytes is None else options.size_bytes
+        header = read_header(path, file, size)
+        walk = _Walk(header, sink, options)
+        walk.run(file)
+        after = os.fstat(file.fileno())
+    if after.st_size <= size and after.st_mtime_ns != before.st_mtime_ns:
         raise TraceFormatError(path, None, "was written to while it was read; ingest a copy")
     return walk.metadata()
 
@@ -119,7 +121,7 @@ class _Walk:
             place = window.base + 8 * stop
             if problem is not None:
                 self._damaged(window.words, stop, place, stream.end, problem)
-            last = problem is not None or (stream.position >= stream.end and not skip)
+            last = problem is not None or stream.is_last(stop, skip) or place + skip >= stream.end
             seq = np.concatenate((self._carry_seq, window.base + 8 * chain.starts))
             starts = np.concatenate((self._carry_starts, chain.starts))
             tasks = self._window(window.words, starts, seq, len(self._carry_seq), last=last)
@@ -135,12 +137,15 @@ class _Walk:
             if self.options.progress is not None:
                 self.options.progress(stream.position - start, stream.end - start)
         _finish(pending)
-        if problem is None and place + skip < stream.end:
-            reason = "the last record is cut" if place + 8 <= stream.end else "a few bytes are left after the last record"
+        if problem is None and place + skip != stream.end:
+            reason = "the last record is cut"
+            if skip:
+                reason = f"a record is followed by {skip} bytes, which go beyond the end"
             self.truncated = Truncation(place, stream.end - place, reason)
 
     def _damaged(self, words: Words, stop: int, place: int, end: int, problem: str) -> None:
-        if int(words[stop]) & 0xFFFFFFFF in COMPRESSED:
+        compressed = "compression" in self.header.features or not self.header.data_complete
+        if compressed and int(words[stop]) & 0xFFFFFFFF in COMPRESSED:
             raise TraceFormatError(self.header.path, place, "holds compressed records (perf record -z); not supported yet")
         self.truncated = Truncation(place, end - place, problem)
 

@@ -9,7 +9,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from tracekit.errors import TraceFormatError
-from tracekit.formats._perf_header import Section
+from tracekit.formats._perf_header import Section, unreadable
 from tracekit.formats._perf_index import Words
 
 WINDOW_BYTES = 32 << 20
@@ -35,6 +35,11 @@ class RecordStream:
         self.end = section.offset + section.size
         self._buffers = [np.empty(0, np.uint8), np.empty(0, np.uint8)]
         self._filled = 0  # bytes in the current buffer
+
+    def is_last(self, stop: int, skip_bytes: int) -> bool:
+        """Whether nothing that could hold a record follows the current window's word ``stop``."""
+        left = self._filled - 8 * stop - skip_bytes
+        return self.position >= self.end and (skip_bytes == 0 or left < 8)
 
     def next(self, carry: int, stop: int, skip_bytes: int = 0) -> Window | None:
         """The next window, or None at the end of the section.
@@ -67,11 +72,14 @@ class RecordStream:
         return np.zeros((size + (1 << 20) - 1) >> 20 << 20, np.uint8)
 
     def _read(self, into: np.ndarray) -> None:
-        self.file.seek(self.position)
         done = 0
         view = memoryview(into)
         while done < len(into):
-            count = self.file.readinto(view[done:])  # type: ignore[attr-defined]
+            try:
+                self.file.seek(self.position + done)
+                count = self.file.readinto(view[done:])  # type: ignore[attr-defined]
+            except OSError as error:
+                raise unreadable(self.path, error) from error
             if not count:
                 where = self.position + done
                 raise TraceFormatError(self.path, where, "the file became shorter while it was read; ingest a copy")
