@@ -8,9 +8,11 @@ result = tk.replay(trace, policies=["counter_early_exit"])
 result.summary                                      # polars DataFrame
 """
 
+import sys
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -61,3 +63,14 @@ def replay(
     from tracekit.trace import Trace  # noqa: PLC0415
 
     return pipeline.run(trace if isinstance(trace, Trace) else pipeline.load(Path(trace)), policies, fidelity=fidelity)
+
+
+class _Face(ModuleType):
+    """Keeps ``tk.ingest`` the function: importing the module tracekit.ingest would put the module in its place."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "ingest" or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face
