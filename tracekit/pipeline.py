@@ -1,6 +1,8 @@
 """The whole flow on one screen: a trace file or directory → a result."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import polars as pl
 
 from tracekit import policies, recording
 from tracekit.costs import calibrate
-from tracekit.errors import UsageError
+from tracekit.errors import OutputError, UsageError
 from tracekit.ingest import ingest
 from tracekit.machine.replay import VISIT_EVENTS, Replay, replay
 from tracekit.policies import Judgement, Policy
@@ -32,9 +34,16 @@ def load(path: Path, *, progress: Progress | None = None) -> Trace:
     beside = path.with_name(path.name + ".tracekit")
     if is_trace_dir(beside) and _is_of(beside, path):
         return open_trace(beside)
-    scratch = tempfile.TemporaryDirectory(prefix="tracekit-")
-    trace = open_trace(ingest(path, Path(scratch.name) / f"{path.name}.tracekit", progress=progress))
-    trace.keep(scratch)
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix="tracekit-"))
+    except OSError as error:
+        raise OutputError(f"{tempfile.gettempdir()}: cannot be written: {error.strerror}; set TMPDIR") from error
+    try:
+        trace = open_trace(ingest(path, scratch / f"{path.name}.tracekit", progress=progress))
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    weakref.finalize(trace, shutil.rmtree, scratch, ignore_errors=True)
     return trace
 
 

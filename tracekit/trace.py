@@ -24,14 +24,9 @@ class Trace:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
-        self._scratch: object = None
 
     def __repr__(self) -> str:
         return f"<Trace {self.path} {len(self.event_names)} events>"
-
-    def keep(self, scratch: object) -> None:
-        """Hold on to ``scratch``, a temporary directory that the trace lies in, for as long as the trace lives."""
-        self._scratch = scratch
 
     @cached_property
     def event_names(self) -> list[str]:
