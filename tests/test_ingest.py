@@ -45,9 +45,7 @@ def _events(trace: Path, event: str = "test/event") -> pl.DataFrame:
 
 
 def _digest(trace: Path) -> dict[str, list]:
-    return {
-        str(path.relative_to(trace)): pl.read_parquet(path).rows() for path in sorted(trace.rglob("*.parquet"))
-    }
+    return {str(path.relative_to(trace)): pl.read_parquet(path).rows() for path in sorted(trace.rglob("*.parquet"))}
 
 
 def test_demo_capture(tmp_path):
@@ -191,7 +189,9 @@ def test_no_rounds_at_all_stays_bounded_and_sorted(tmp_path, monkeypatch):
     monkeypatch.setattr(_perf_stream, "WINDOW_BYTES", 1 << 14)
     monkeypatch.setattr(_perf_read, "CARRY_BYTES", 1 << 15)
     blocks = [[syn.sample(cpu + 10 * step, cpu) for step in range(4000)] for cpu in range(2)]
-    data = b"".join(blocks[cpu][step] for start in range(0, 4000, 500) for cpu in range(2) for step in range(start, start + 500))
+    data = b"".join(
+        blocks[cpu][step] for start in range(0, 4000, 500) for cpu in range(2) for step in range(start, start + 500)
+    )
     trace, manifest = _ingest(tmp_path, syn.perf_data(data))
     rows = _events(trace)
     assert len(rows) == 8000

@@ -91,7 +91,8 @@ class _Table:
         self._tail: Key | None = None  # of the last row buffered
         self._written: Key | None = None  # of the last row on disk
         self._writer: pq.ParquetWriter | None = None
-        self._span: list[int] = []
+        self._first_ns: int | None = None
+        self._last_ns: int | None = None
 
     def append(self, batch: pa.RecordBatch) -> None:
         if batch.num_rows == 0:
@@ -100,7 +101,9 @@ class _Table:
         self.buffered_bytes += batch.nbytes
         if self.sorted:
             times = _column(batch, "time_ns")
-            self._span = [min(self._span[:1] + [int(times[0])]), max(self._span[1:] + [int(times[-1])])]
+            first, last = int(times[0]), int(times[-1])
+            self._first_ns = first if self._first_ns is None else min(self._first_ns, first)
+            self._last_ns = last if self._last_ns is None else max(self._last_ns, last)
             if self._written is not None and _key(batch, 0) < self._written:
                 late = _count_below(batch, self._written)
                 self._late.append(batch.slice(0, late))
@@ -169,8 +172,7 @@ class _Table:
         self._writer = None
         if self._runs:
             self._merge()
-        span = self._span or [None, None]
-        return TableStats(self.rows, self.path.stat().st_size, *span)
+        return TableStats(self.rows, self.path.stat().st_size, self._first_ns, self._last_ns)
 
     def _merge(self) -> None:
         main = self.path.with_name(f"{self.path.name}.late-main")
@@ -189,8 +191,8 @@ class _Table:
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """A Parquet writer with this project's encodings.
 
-    Measured on 64-bit times, addresses and places: DELTA_BINARY_PACKED before zstd costs less CPU than zstd alone at the
-    same size; dictionaries pay only for strings (PEERS.md 2).
+    Measured on 64-bit times, addresses and places: DELTA_BINARY_PACKED before zstd costs less CPU than zstd alone and
+    is no larger; dictionaries pay only for strings (PEERS.md 2).
     """
     strings = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     wide = [field.name for field in schema if field.type in (pa.int64(), pa.uint64())]
@@ -279,5 +281,3 @@ def merge(paths: list[Path]) -> Iterator[pa.Table]:
 def disk_bytes(root: Path) -> int:
     """Bytes of all files below ``root``."""
     return sum(entry.stat().st_size for entry in root.rglob("*") if entry.is_file())
-
-

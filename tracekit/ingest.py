@@ -173,7 +173,9 @@ def fidelity(tables: dict[str, TableStats]) -> str | None:
     migrations = any(name.startswith("events/migrate/") for name in tables)
     if not migrations:
         return None
-    probes = {f"events/{group}/{name}" for group in _PROBE_GROUPS for name in ("try_to_migrate_one", "remove_migration_pte")}
+    probes = {
+        f"events/{group}/{name}" for group in _PROBE_GROUPS for name in ("try_to_migrate_one", "remove_migration_pte")
+    }
     found = {name.rsplit("/", 1)[-1] for name in probes & tables.keys()}
     if len(found) == 2:
         return "observed"

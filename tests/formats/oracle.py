@@ -34,7 +34,9 @@ class Line(NamedTuple):
 def read_script(folder: Path) -> Iterator[Line]:
     """All samples that the oracle text of ``folder`` shows, in its order."""
     path = folder / "oracle.script.txt"
-    text = path.read_text() if path.exists() else lzma.open(folder / "oracle.script.txt.xz", "rt").read()
+    text = (
+        path.read_text() if path.exists() else lzma.decompress((folder / "oracle.script.txt.xz").read_bytes()).decode()
+    )
     for line in text.split("\n"):
         found = _LINE.match(line)
         if found is None:

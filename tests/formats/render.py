@@ -7,7 +7,9 @@ print fmt, whose companion columns it therefore checks.
 import re
 from collections.abc import Callable
 
-_CONVERSION = re.compile(r"%(?P<flags>[-#0 +]*)(?P<width>\d*)(?:\.\d+)?(?P<size>hh|h|ll|l|L|z|q)?(?P<kind>[diuxXsp%])s?")
+_CONVERSION = re.compile(
+    r"%(?P<flags>[-#0 +]*)(?P<width>\d*)(?:\.\d+)?(?P<size>hh|h|ll|l|L|z|q)?(?P<kind>[diuxXsp%])s?"
+)
 _WIDTHS = {"uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64, "int8": 8, "int16": 16, "int32": 32, "int64": 64}
 
 Row = dict[str, object]
@@ -76,7 +78,9 @@ def _getter(argument: str, columns: dict[str, str]) -> tuple[Callable[[Row], obj
     choice = re.fullmatch(r"\(*REC->\w+\)* \? \"(\w*)\" : \"(\w*)\"", argument)
     if choice:
         return lambda row: choice[1] if row[name] else choice[2], 0
-    if re.fullmatch(r"(\((void \*|unsigned long|int|u64|unsigned long long)\))?\(?REC->\w+\)?|__get_str\(\w+\)", argument):
+    if re.fullmatch(
+        r"(\((void \*|unsigned long|int|u64|unsigned long long)\))?\(?REC->\w+\)?|__get_str\(\w+\)", argument
+    ):
         return lambda row: row[name], _WIDTHS.get(columns[name], 0)
     raise NotRenderableError(argument)
 
@@ -94,10 +98,7 @@ def _print(value: object, found: re.Match[str], width: int) -> str:
         value &= (1 << max(bits, 0 if width == 0 else min(width, bits))) - 1
     elif value >> (bits - 1) & 1 and value > 0:
         value -= 1 << bits
-    if kind == "x":
-        text = f"{value:#x}" if "#" in found["flags"] else f"{value:x}"
-    else:
-        text = str(value)
+    text = format(value, "d" if kind != "x" else "#x" if "#" in found["flags"] else "x")
     fill = "0" if "0" in found["flags"] else " "
     return text.rjust(int(found["width"] or 0), fill)
 
@@ -125,5 +126,3 @@ _TLB_REASON = re.compile(r"reason=.* \(")
 def comparable(event: str, text: str) -> str:
     """What of perf's text does not depend on how old its plugins are."""
     return _TLB_REASON.sub("reason=… (", text) if event == "tlb:tlb_flush" else text.rstrip()
-
-

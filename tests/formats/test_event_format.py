@@ -8,7 +8,7 @@ from oracle import CAPTURES
 from synthetic import Event
 
 from tracekit.formats._event_format import FormatTextError, parse_format
-from tracekit.formats._event_rows import EventRows, Rows
+from tracekit.formats._event_rows import EventRows, Raws, Rows
 from tracekit.formats._print_fmt import namers
 
 
@@ -20,7 +20,9 @@ def _decode(event: Event, *raws: bytes) -> dict[str, list]:
     at = np.arange(len(raws)) * width
     counted: dict[str, int] = {}
     columns = rows.decode(
-        Rows(data.reshape(len(raws), width), 0), data, at, np.array([len(raw) for raw in raws]), counted.__setitem__
+        Rows(data.reshape(len(raws), width), 0),
+        Raws(data, at, np.array([len(raw) for raw in raws])),
+        counted.__setitem__,
     )
     return {name: array.to_pylist() for name, array in columns} | ({"anomalies": counted} if counted else {})
 
@@ -51,7 +53,8 @@ def test_a_field_named_like_a_common_column_is_prefixed():
 
 def test_arrays_become_lists_and_structs_bytes():
     event = Event(1, "s", "e", (
-        ("unsigned long args[2]", 8, 16, 0), ("u8 mac[6]", 24, 6, 0), ("struct odd o", 30, 3, 0), ("int n[2][2]", 36, 16, 1),
+        ("unsigned long args[2]", 8, 16, 0), ("u8 mac[6]", 24, 6, 0), ("struct odd o", 30, 3, 0),
+        ("int n[2][2]", 36, 16, 1),
     ))  # fmt: skip
     raw = COMMON + bytes([1, *[0] * 7, 2, *[0] * 7]) + b"abcdef" + b"xyz" + bytes(3) + b"\xff" * 16
     row = _decode(event, raw)
@@ -70,7 +73,9 @@ def test_dynamic_fields():
     def loc(length: int, offset: int) -> bytes:
         return (length << 16 | offset).to_bytes(4, "little")
 
-    raw = COMMON + loc(4, fixed) + loc(3, fixed + 4 - 16) + loc(8, fixed + 8) + b"abc\0" + b"de\0\0" + b"\1\0\0\0\2\0\0\0"
+    raw = (
+        COMMON + loc(4, fixed) + loc(3, fixed + 4 - 16) + loc(8, fixed + 8) + b"abc\0" + b"de\0\0" + b"\1\0\0\0\2\0\0\0"
+    )
     row = _decode(event, raw, COMMON + loc(4, 5000) + loc(0, 0) + loc(0, 0) + bytes(16))
     assert row["name"] == ["abc", None]
     assert row["rel"] == ["de", ""]
@@ -80,7 +85,8 @@ def test_dynamic_fields():
 
 def test_text_that_is_no_utf8_is_replaced_row_by_row():
     event = Event(1, "s", "e", (("char comm[4]", 8, 4, 0),))
-    assert _decode(event, COMMON + b"ab\0\0", COMMON + b"\xff\xc3\0\0", COMMON + "é".encode() + b"z\0")["field_comm"] == [
+    raws = (COMMON + b"ab\0\0", COMMON + b"\xff\xc3\0\0", COMMON + "é".encode() + b"z\0")
+    assert _decode(event, *raws)["field_comm"] == [
         "ab", "\ufffd\ufffd", "éz",
     ]  # fmt: skip
 
@@ -88,10 +94,11 @@ def test_text_that_is_no_utf8_is_replaced_row_by_row():
 def test_names_of_values():
     event = Event(1, "s", "e", (("int m", 8, 4, 1), ("u32 f", 12, 4, 0)),
         '"m=%s f=%s", __print_symbolic(REC->m, {0, "ZERO"}, {-1, "MINUS"}),'
-        ' (REC->f) ? __print_flags((unsigned long)REC->f, "|", {(1UL << 3) | 1, "NINE"}, {0x8, "EIGHT"}, {1, "ONE"}) : "none"',
+        ' (REC->f) ? __print_flags((unsigned long)REC->f, "|", {(1UL << 3) | 1, "NINE"}, {0x8, "EIGHT"}, {1, "ONE"})'
+        ' : "none"',
     )  # fmt: skip
     rows = _decode(event, *(COMMON + m.to_bytes(4, "little", signed=True) + f.to_bytes(4, "little") for m, f in
-        ((0, 0), (-1, 9), (5, 8), (0, 17)))) # fmt: skip
+        ((0, 0), (-1, 9), (5, 8), (0, 17))))  # fmt: skip
     assert rows["m_name"] == ["ZERO", "MINUS", "0x5", "ZERO"]
     assert rows["f_name"] == ["none", "NINE", "EIGHT", "ONE|0x10"]
 
@@ -101,13 +108,15 @@ def test_names_of_values():
     '"%s", __print_symbolic(REC->a, {UNKNOWN_CONSTANT, "X"})',
     '"%s", __print_flags(REC->a, "|"',
     '"%s", call(__print_symbolic(REC->a, {0, "X"}))',
-    '"%s", ' + "(" * 5000 + "__print_symbolic(REC->a, {0, \"X\"})",
+    '"%s", ' + "(" * 5000 + '__print_symbolic(REC->a, {0, "X"})',
 ])  # fmt: skip
 def test_what_is_not_understood_gets_no_names(text):
     assert namers(text) == []
 
 
-@pytest.mark.parametrize("text", ["", "name: x", "name: x\nID: y\n", "name: x\nID: 1\n\tfield:[4];\toffset:0;\tsize:4;"])
+@pytest.mark.parametrize(
+    "text", ["", "name: x", "name: x\nID: y\n", "name: x\nID: 1\n\tfield:[4];\toffset:0;\tsize:4;"]
+)
 def test_what_is_no_format_is_refused(text):
     with pytest.raises(FormatTextError):
         parse_format("s", text)

@@ -42,7 +42,11 @@ bad = st.binary(min_size=8, max_size=8)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.one_of(samples, samples, samples, others), max_size=40), st.one_of(st.just(b""), bad), st.integers(0, 80))
+@given(
+    st.lists(st.one_of(samples, samples, samples, others), max_size=40),
+    st.one_of(st.just(b""), bad),
+    st.integers(0, 80),
+)
 def test_link_equals_hop(records, rubbish, cut):
     data = b"".join(records) + rubbish
     data = data[: len(data) - cut] if cut < len(data) else data

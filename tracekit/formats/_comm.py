@@ -39,7 +39,8 @@ class CommWindow(NamedTuple):
 
     def _is_changed(self, tid: np.ndarray) -> np.ndarray:
         place = np.minimum(np.searchsorted(self.changed, tid), len(self.changed) - 1)
-        return self.changed[place] == tid
+        same: np.ndarray = self.changed[place] == tid
+        return same
 
     def _resolve(self, codes: Codes, slow: np.ndarray, tid: np.ndarray, time_ns: np.ndarray) -> None:
         changes_before = np.searchsorted(self.change_times, time_ns, "right")

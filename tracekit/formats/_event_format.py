@@ -9,7 +9,9 @@ from typing import NamedTuple
 MAX_FIELDS = 256  # the largest kernel event has some 60
 MAX_EVENT_BYTES = 1 << 16  # a perf record's size is 16 bits
 
-_FIELD = re.compile(r"^\s*field:\s*(?P<decl>[^;]*);\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);(?:\s*signed:(?P<signed>[01]);)?")
+_FIELD = re.compile(
+    r"^\s*field:\s*(?P<decl>[^;]*);\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);(?:\s*signed:(?P<signed>[01]);)?"
+)
 _NAME_AND_ID = re.compile(r"^name:\s*(\S+)\s*^ID:\s*(\d{1,9})\s*$", re.MULTILINE)
 _ARRAY = re.compile(r"^(?P<type>.*?)\s*(?P<name>[A-Za-z_]\w*)\s*(?P<array>(\[[^\]]*\])*)$")
 

@@ -40,6 +40,14 @@ class Rows(NamedTuple):
         return np.ascontiguousarray(strided)
 
 
+class Raws(NamedTuple):
+    """The whole of the same events: ``data[at[i]:at[i] + size[i]]``."""
+
+    data: Bytes
+    at: Places
+    size: Places
+
+
 class _Companion:
     """Names of the values of one field; what it has seen it does not work out again."""
 
@@ -87,15 +95,13 @@ class EventRows:
         self._companions = {
             field.name: _Companion(by_name[field.name].name)
             for field in event.fields
-            if field.name in by_name
-            and _is_number(field)
-            and self._columns[field.name] + "_name" not in taken
+            if field.name in by_name and _is_number(field) and self._columns[field.name] + "_name" not in taken
         }
 
-    def decode(self, rows: Rows, data: Bytes, at: Places, size: Places, count: Count) -> Named:
-        """Columns of the events in ``rows``; what is variable in them is taken from ``data[at[i]:at[i] + size[i]]``.
+    def decode(self, rows: Rows, raws: Raws, count: Count) -> Named:
+        """Columns of the events in ``rows``; what is variable in them is taken from ``raws``.
 
-        ``size`` must be at least ``row_bytes``. ``count`` is told of anomalies.
+        ``raws.size`` must be at least ``row_bytes``. ``count`` is told of anomalies.
         """
         columns: Named = []
         for field in (*self.event.common, *self.event.fields):
@@ -103,7 +109,7 @@ class EventRows:
                 continue
             name = self._columns[field.name]
             if field.dynamic:
-                columns.append((name, _dynamic(data, rows, at, size, field, count)))
+                columns.append((name, _dynamic(rows, raws, field, count)))
                 continue
             values = _take(rows, field)
             columns.append((name, _array(values, field)))
@@ -164,24 +170,26 @@ def _element_bytes(kind: str) -> int:
     return _SIZES.get("long" if words[0] == "long" else words[-1], 0)
 
 
-def _dynamic(  # noqa: PLR0913 - a field, where its events are, and whom to tell
-    data: Bytes, rows: Rows, at: Places, size: Places, field: Field, count: Count
-) -> pa.Array:
+_UNSIGNED = frozenset({"unsigned", "u8", "u16", "u32", "u64", "__u8", "__u16", "__u32", "__u64", "size_t"})
+# the format's "signed:" is that of the word that says where the array is
+
+
+def _dynamic(rows: Rows, raws: Raws, field: Field, count: Count) -> pa.Array:
     """Variable data: the field holds length << 16 | offset. Null where that points outside of the event."""
     place = rows.column(field.offset, np.dtype(np.uint32)).astype(np.int64)
     begin = place & 0xFFFF
     if field.dynamic == "relative":
         begin = begin + field.offset + 4
     length = place >> 16
-    valid = begin + length <= size
+    valid = begin + length <= raws.size
     if not valid.all():
         count("dynamic_field_outside_record", int(np.count_nonzero(~valid)))
-    begin = np.where(valid, at + begin, 0)
-    flat, offsets = _columns.pick(data, begin, begin + np.where(valid, length, 0))
+    begin = np.where(valid, raws.at + begin, 0)
+    flat, offsets = _columns.pick(raws.data, begin, begin + np.where(valid, length, 0))
     if field.text:
         return _columns.strings(flat, offsets[:-1], offsets[1:], valid)
     element = _element_bytes(field.type.split(None, 1)[-1].replace("[]", ""))
     if element <= 1 or (offsets % element).any():
         return _columns.lists(flat, offsets, valid)
-    values = flat.view(_integer(element, signed=field.signed and False))
+    values = flat.view(_integer(element, signed=field.type.split()[1] not in _UNSIGNED))
     return _columns.lists(values, offsets // element, valid)

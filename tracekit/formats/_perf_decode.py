@@ -9,7 +9,7 @@ import pyarrow as pa
 from tracekit import _columns
 from tracekit.formats import Sink
 from tracekit.formats._comm import CommWindow
-from tracekit.formats._event_rows import EventRows, Named, Places, Rows
+from tracekit.formats._event_rows import EventRows, Named, Places, Raws, Rows
 from tracekit.formats._perf_callchain import NONE
 from tracekit.formats._perf_events import PerfEvent
 from tracekit.formats._perf_index import Starts, Words
@@ -43,17 +43,17 @@ class Window(NamedTuple):
 
 
 class Decoder(NamedTuple):
-    """Decodes the samples of any event of a file into ``sink``; ``count`` is told of anomalies."""
+    """Decodes the samples of any event of a file into ``sink``; ``note`` is told of anomalies."""
 
     sink: Sink
-    count: Callable[..., None]
+    note: Callable[..., None]
 
     def decode(self, window: Window, event: PerfEvent, mine: Places) -> None:
         """Hand on the rows of samples ``mine`` of ``window``, all of which are of ``event``."""
         words, samples = window.words, window.samples
         mine = self._sorted(window, event, mine)
         starts = samples.starts.take(mine)
-        rows = event.rows(self.count)
+        rows = event.rows(self.note)
         if not event.tracepoint:
             self._append(event.table, event, self._common(window, event, mine, starts) + _extras(words, starts, event))
         elif not event.layout.sample_type & RAW:
@@ -70,7 +70,7 @@ class Decoder(NamedTuple):
         place, size = found.raw, found.raw_bytes
         whole = found.whole & (size >= (0 if rows is None else rows.row_bytes))
         if not whole.all():
-            self.count("raw_too_short", int(np.count_nonzero(~whole)))
+            self.note("raw_too_short", int(np.count_nonzero(~whole)))
             short = np.flatnonzero(~whole)
             self._write_raw(window, event, mine[short], place[short], size[short])
             kept = np.flatnonzero(whole)
@@ -80,17 +80,17 @@ class Decoder(NamedTuple):
         if rows is None:
             self._write_raw(window, event, mine, place, size)
             return
-        at = 8 * place + 4
+        raws = Raws(words.view(np.uint8), 8 * place + 4, size)
         if layout.sample_type & (READ | CALLCHAIN):
             matrix = _gather(words, place, 4 + rows.row_bytes)
             common = self._common(window, event, mine, starts)
-            fields = rows.decode(Rows(matrix, 4), words.view(np.uint8), at, size, self.count)
+            fields = rows.decode(Rows(matrix, 4), raws, self.note)
         else:
             # the raw data is at the same place in all: one copy of each record serves both
             origin = 8 * layout.fixed_words + 4
             matrix = _gather(words, starts, origin + rows.row_bytes)
             common = self._common(window, event, mine, starts, Rows(matrix, 0))
-            fields = rows.decode(Rows(matrix, origin), words.view(np.uint8), at, size, self.count)
+            fields = rows.decode(Rows(matrix, origin), raws, self.note)
         self._append(event.table, event, common + fields)
 
     def _write_raw(self, window: Window, event: PerfEvent, mine: Places, place: Starts, size: Places) -> None:
@@ -109,7 +109,7 @@ class Decoder(NamedTuple):
             order = np.lexsort((cpu & np.uint64(0xFFFFFFFF), time_ns))
         return mine.take(order)
 
-    def _common(  # noqa: PLR0913
+    def _common(
         self, window: Window, event: PerfEvent, mine: Places, starts: Starts, rows: Rows | None = None
     ) -> Named:
         """The columns that all tables of events start with; from ``rows`` if these hold the heads of the samples."""
@@ -117,9 +117,10 @@ class Decoder(NamedTuple):
         if rows is None:
             rows = Rows(_gather(words, starts, 8 * event.layout.fixed_words), 0)
         cpu = rows.column(8 * places["cpu"], _I32) if "cpu" in places else np.full(len(mine), -1, np.int32)
-        pid = tid = np.full(len(mine), -1, np.int32) if "tid" not in places else np.empty(0, np.int32)
         if "tid" in places:
             pid, tid = (rows.column(8 * places["tid"] + half, _I32) for half in (0, 4))
+        else:
+            pid = tid = np.full(len(mine), -1, np.int32)
         time_ns = samples.time_ns.take(mine)
         if window.chain_ids is None:
             chain = _columns.nulls(_U32, len(mine))

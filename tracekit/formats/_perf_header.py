@@ -76,7 +76,8 @@ def read_header(path: Path, file: BinaryIO, file_bytes: int) -> PerfHeader:
     Raises:
         TraceFormatError: the header is damaged, or of a kind that is not supported yet.
     """
-    cursor = Cursor(path, _read(file, path, 0, min(HEADER_BYTES, file_bytes)), 0)
+    source = _Source(path, file, file_bytes)
+    cursor = source.cursor(Section(0, min(HEADER_BYTES, file_bytes)))
     magic = cursor.take(8, "magic")
     if magic == b"2ELIFREP":
         raise TraceFormatError(path, 0, "was recorded on a machine of the other byte order; this is not supported yet")
@@ -88,15 +89,17 @@ def read_header(path: Path, file: BinaryIO, file_bytes: int) -> PerfHeader:
     attrs_section, data, _types = (Section(*cursor.numbers("QQ", "section")) for _ in range(3))
     bits = [bit for word, flags in enumerate(cursor.numbers("4Q", "features")) for bit in _bits(flags, word)]
     problems: dict[str, int] = {}
-    attrs = _read_attrs(path, file, file_bytes, attrs_section, attr_bytes)
+    attrs = _read_attrs(source, attrs_section, attr_bytes)
     complete = data.size != 0
     if not HEADER_BYTES <= data.offset <= file_bytes:
         raise TraceFormatError(path, 40, f"data starts at {data.offset:#x}, the file ends at {file_bytes:#x}")
     if not complete:
-        return PerfHeader(path, file_bytes, Section(data.offset, file_bytes - data.offset), complete, attrs, None, {}, problems)
-    sections = _feature_sections(path, file, file_bytes, data.offset + data.size, bits, problems)
+        return PerfHeader(
+            path, file_bytes, Section(data.offset, file_bytes - data.offset), complete, attrs, None, {}, problems
+        )
+    sections = _feature_sections(source, data.offset + data.size, bits, problems)
     features: dict[str, object] = {}
-    tracing = _read_features(path, file, sections, features, problems)
+    tracing = _read_features(source, sections, features, problems)
     names = features.pop("event_names", {})
     if isinstance(names, dict):
         attrs = tuple(_named(attr, names) for attr in attrs)
@@ -114,38 +117,52 @@ def _bits(flags: int, word: int) -> list[int]:
     return [64 * word + bit for bit in range(64) if flags >> bit & 1]
 
 
-def _read(file: BinaryIO, path: Path, offset: int, size: int) -> bytes:
-    try:
-        file.seek(offset)
-        block = file.read(size)
-    except OSError as error:
-        raise unreadable(path, error) from error
-    if len(block) != size:
-        raise TraceFormatError(path, offset, f"{size} bytes were there at first, {len(block)} now: the file changes")
-    return block
+class _Source(NamedTuple):
+    """The file, as long as it was when it was opened."""
+
+    path: Path
+    file: BinaryIO
+    size: int  # bytes
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes that the caller knows to lie within the file."""
+        try:
+            self.file.seek(offset)
+            block = self.file.read(size)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        if len(block) != size:
+            problem = f"{size} bytes were there at first, {len(block)} now: the file changes"
+            raise TraceFormatError(self.path, offset, problem)
+        return block
+
+    def cursor(self, section: Section) -> Cursor:
+        """What reads the whole of ``section``."""
+        return Cursor(self.path, self.read(section.offset, section.size), section.offset)
 
 
-def _read_attrs(path: Path, file: BinaryIO, file_bytes: int, section: Section, stride: int) -> tuple[Attr, ...]:
+def _read_attrs(source: _Source, section: Section, stride: int) -> tuple[Attr, ...]:
     if not MIN_ATTR_BYTES + 16 <= stride <= 1 << 16:
-        raise TraceFormatError(path, 16, f"attribute size is {stride}; the header is damaged")
-    if section.offset + section.size > file_bytes or section.size // stride > MAX_ATTRS:
-        raise TraceFormatError(path, 24, f"{section.size} bytes of attributes at {section.offset:#x} exceed the file")
+        raise TraceFormatError(source.path, 16, f"attribute size is {stride}; the header is damaged")
+    if section.offset + section.size > source.size or section.size // stride > MAX_ATTRS:
+        raise TraceFormatError(
+            source.path, 24, f"{section.size} bytes of attributes at {section.offset:#x} exceed the file"
+        )
     if section.size < stride:
-        raise TraceFormatError(path, 24, "has no event attributes; the header is damaged")
-    cursor = Cursor(path, _read(file, path, section.offset, section.size), section.offset)
+        raise TraceFormatError(source.path, 24, "has no event attributes; the header is damaged")
+    cursor = source.cursor(section)
     attrs = []
-    ids_left = file_bytes // 8
+    ids_left = source.size // 8
     for number in range(section.size // stride):
         cursor.position = number * stride
-        entry = Cursor(path, cursor.take(stride, "attribute"), section.offset + number * stride)
+        entry = Cursor(source.path, cursor.take(stride, "attribute"), section.offset + number * stride)
         attr = parse_attr(entry, stride - 16)
         entry.position = stride - 16
         ids = Section(*entry.numbers("QQ", "ids"))
-        if ids.offset + ids.size > file_bytes or ids.size // 8 > ids_left:
+        if ids.offset + ids.size > source.size or ids.size // 8 > ids_left:
             raise entry.fail(f"{ids.size} bytes of ids at {ids.offset:#x} exceed the file")
         ids_left -= ids.size // 8
-        numbers = Cursor(path, _read(file, path, ids.offset, ids.size), ids.offset)
-        attrs.append(attr._replace(ids=numbers.numbers(f"{ids.size // 8}Q", "ids")))
+        attrs.append(attr._replace(ids=source.cursor(ids).numbers(f"{ids.size // 8}Q", "ids")))
     return tuple(attrs)
 
 
@@ -164,19 +181,17 @@ def parse_attr(entry: Cursor, room: int) -> Attr:
     return Attr(kind, config, sample_type, read_format, flags, clock_id, ())
 
 
-def _feature_sections(  # noqa: PLR0913 - all of it is where the table lies
-    path: Path, file: BinaryIO, file_bytes: int, offset: int, bits: list[int], problems: dict[str, int]
-) -> dict[int, Section]:
+def _feature_sections(source: _Source, offset: int, bits: list[int], problems: dict[str, int]) -> dict[int, Section]:
     """Feature bit → section; those outside of the file are left out and counted."""
-    if offset + 16 * len(bits) > file_bytes:
+    if offset + 16 * len(bits) > source.size:
         if bits:
             problems["features_missing"] = len(bits)
         return {}
-    table = Cursor(path, _read(file, path, offset, 16 * len(bits)), offset)
+    table = source.cursor(Section(offset, 16 * len(bits)))
     sections = {}
     for bit in bits:
         section = Section(*table.numbers("QQ", "feature section"))
-        if section.offset + section.size > file_bytes:
+        if section.offset + section.size > source.size:
             problems["features_missing"] = problems.get("features_missing", 0) + 1
         else:
             sections[bit] = section
@@ -184,7 +199,7 @@ def _feature_sections(  # noqa: PLR0913 - all of it is where the table lies
 
 
 def _read_features(
-    path: Path, file: BinaryIO, sections: dict[int, Section], features: dict[str, object], problems: dict[str, int]
+    source: _Source, sections: dict[int, Section], features: dict[str, object], problems: dict[str, int]
 ) -> TracingData | None:
     tracing = None
     for bit, section in sections.items():
@@ -195,12 +210,12 @@ def _read_features(
         if section.size > limit:
             problems["features_damaged"] = problems.get("features_damaged", 0) + 1
             continue
-        block = _read(file, path, section.offset, section.size)
+        cursor = source.cursor(section)
         try:
             if parse is None:
-                tracing = parse_tracing_data(path, block, section.offset)
+                tracing = parse_tracing_data(cursor)
             else:
-                features.update(parse(Cursor(path, block, section.offset)))
+                features.update(parse(cursor))
         except TraceFormatError:
             problems["features_damaged"] = problems.get("features_damaged", 0) + 1
     if tracing is not None and tracing.problems:
@@ -236,7 +251,9 @@ def _numa(cursor: Cursor) -> dict[str, object]:
     nodes = []
     for _ in range(_count(cursor)):
         node, total, free = cursor.numbers("IQQ", "node")
-        nodes.append({"node": node, "memory_bytes": total * 1024, "free_bytes": free * 1024, "cpus": cursor.text("cpus")})
+        nodes.append(
+            {"node": node, "memory_bytes": total * 1024, "free_bytes": free * 1024, "cpus": cursor.text("cpus")}
+        )
     return {"nodes": nodes}
 
 

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
@@ -146,18 +147,22 @@ class _Walk:
     def _damaged(self, words: Words, stop: int, place: int, end: int, problem: str) -> None:
         compressed = "compression" in self.header.features or not self.header.data_complete
         if compressed and int(words[stop]) & 0xFFFFFFFF in COMPRESSED:
-            raise TraceFormatError(self.header.path, place, "holds compressed records (perf record -z); not supported yet")
+            raise TraceFormatError(
+                self.header.path, place, "holds compressed records (perf record -z); not supported yet"
+            )
         self.truncated = Truncation(place, end - place, problem)
 
-    def _window(self, words: Words, starts: Starts, seq: Starts, carried: int, *, last: bool) -> list[Callable[[], None]]:
+    def _window(
+        self, words: Words, starts: Starts, seq: Starts, carried: int, *, last: bool
+    ) -> list[Callable[[], None]]:
         """Take in the records of a window; returns what is left to do in any order."""
         heads = words.take(starts, mode="clip")
         kind = (heads & np.uint64(0xFFFFFFFF)).astype(np.int64)
         ends = starts + (heads >> np.uint64(51)).astype(np.int64)
         is_sample = kind == SAMPLE
-        samples = self._samples(words, starts, ends, seq, is_sample)
-        records = self._records(words, starts, ends, heads, kind, seq, ~is_sample)
-        self._follow_rounds(kind, carried, samples, records, seq, last=last)
+        samples = self._samples(words, starts[is_sample], ends[is_sample], seq[is_sample])
+        records = self._records(words, starts[~is_sample], seq[~is_sample])
+        self._follow_rounds(samples, records, int(seq[carried]) if carried < len(seq) else LAST, last=last)
         waiting = samples.time_ns > self.horizon
         also_waiting = records.time_ns > self.horizon
         if not last:
@@ -173,8 +178,7 @@ class _Walk:
         self._sideband(records.pick(~also_waiting))
         return self._decode(words, samples.pick(~waiting))
 
-    def _samples(self, words: Words, starts: Starts, ends: Starts, seq: Starts, which: np.ndarray) -> Samples:
-        starts, ends, seq = starts[which], ends[which], seq[which]
+    def _samples(self, words: Words, starts: Starts, ends: Starts, seq: Starts) -> Samples:
         event = self.ids.event_of_samples(words, starts)
         known = event != UNKNOWN
         if not known.all():
@@ -189,12 +193,12 @@ class _Walk:
         time_ns = self.ids.sample_word(words, starts, event, "time")
         return Samples(starts, ends, event, time_ns.view(np.int64), seq)
 
-    def _records(  # noqa: PLR0913 - the columns of the window
-        self, words: Words, starts: Starts, ends: Starts, heads: Words, kind: np.ndarray, seq: Starts, which: np.ndarray
-    ) -> sideband.Records:
+    def _records(self, words: Words, starts: Starts, seq: Starts) -> sideband.Records:
         """Records that are no samples; those without a time have −1."""
-        starts, ends, kind, seq = starts[which], ends[which], kind[which], seq[which]
-        misc = (heads[which] >> np.uint64(32)).astype(np.int64) & 0xFFFF
+        heads = words.take(starts, mode="clip")
+        kind = (heads & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        misc = (heads >> np.uint64(32)).astype(np.int64) & 0xFFFF
+        ends = starts + (heads >> np.uint64(51)).astype(np.int64)
         event = np.full(len(starts), -1, np.int64)
         time_ns = np.full(len(starts), -1, np.int64)
         cpu = np.full(len(starts), -1, np.int64)
@@ -206,20 +210,17 @@ class _Walk:
             mine, attr, length = mine[fits], attr[fits], length[fits]
             event[mine] = attr
             time_ns[mine] = self.ids.trailer_word(words, ends[mine], attr, "time", 0).view(np.int64)
-            cpu[mine] = self.ids.trailer_word(words, ends[mine], attr, "cpu", 0xFFFFFFFF).astype(np.uint32).view(np.int32)
-            ends = ends.copy()
+            word = self.ids.trailer_word(words, ends[mine], attr, "cpu", 0xFFFFFFFF)
+            cpu[mine] = word.astype(np.uint32).view(np.int32)
             ends[mine] -= length
         return sideband.Records(words, starts, ends, kind, misc, time_ns, cpu, event, seq)
 
-    def _follow_rounds(  # noqa: PLR0913
-        self, kind: np.ndarray, carried: int, samples: Samples, records: sideband.Records, seq: Starts, *, last: bool
-    ) -> None:
-        """Move the horizon as perf does at each FINISHED_ROUND."""
-        rounds = seq[carried:][kind[carried:] == FINISHED_ROUND]
-        fresh = seq[carried] if carried < len(seq) else LAST
+    def _follow_rounds(self, samples: Samples, records: sideband.Records, fresh: int, *, last: bool) -> None:
+        """Move the horizon as perf does at each FINISHED_ROUND from place ``fresh`` of the file on."""
+        rounds = records.seq[(records.kind == FINISHED_ROUND) & (records.seq >= fresh)]
         edges = np.concatenate(([fresh], rounds[-2:], [LAST]))
         peaks = []
-        for begin, end in zip(edges[:-1], edges[1:], strict=True):
+        for begin, end in pairwise(edges.tolist()):
             peak = self._max_time
             for rows in (samples, records):
                 low, high = np.searchsorted(rows.seq, (begin, end))
@@ -238,7 +239,10 @@ class _Walk:
     def _sideband(self, records: sideband.Records) -> None:
         for kind in np.unique(records.kind).tolist():
             if kind not in KERNEL_TYPES and kind not in TOOL_TYPES:
-                self.count(f"unknown_record_type_{kind}" if kind < 256 else "unknown_record_type", int((records.kind == kind).sum()))
+                self.count(
+                    f"unknown_record_type_{kind}" if kind < 256 else "unknown_record_type",
+                    int((records.kind == kind).sum()),
+                )
         known = sideband.whole(records, self.count)
         known = known.pick(np.lexsort((known.seq, known.time_ns)))
         sideband.write_tasks(known, self.comms, self.sink)
@@ -285,7 +289,15 @@ class _Walk:
         clock = {"name": self.header.attrs[0].clock, "wall_offset_ns": features.pop("wall_offset_ns", None)}
         lost = self.losses.summary()
         return TraceMetadata(
-            "perf.data", self.header.file_bytes, machine, recorder, clock, lost, self.anomalies, self.truncated, features
+            "perf.data",
+            self.header.file_bytes,
+            machine,
+            recorder,
+            clock,
+            lost,
+            self.anomalies,
+            self.truncated,
+            features,
         )
 
 

@@ -146,7 +146,9 @@ def write_maps(records: Records, sink: Sink) -> None:
         ])  # fmt: skip
 
 
-def write_losses(records: Records, losses: Losses, events: list[str], event_of_id: Callable, sink: Sink) -> None:
+def write_losses(
+    records: Records, losses: Losses, events: list[str], event_of_id: Callable[[np.ndarray], np.ndarray], sink: Sink
+) -> None:
     """LOST and LOST_SAMPLES → ``lost``."""
     for kind in (LOST, LOST_SAMPLES):
         mine = records.of(kind)

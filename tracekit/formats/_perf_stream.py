@@ -73,7 +73,7 @@ class RecordStream:
 
     def _read(self, into: np.ndarray) -> None:
         done = 0
-        view = memoryview(into)
+        view = into.data
         while done < len(into):
             try:
                 self.file.seek(self.position + done)

@@ -17,8 +17,42 @@ _TOKEN = re.compile(
 _ESCAPE = re.compile(r"\\(.)")
 _MASK = (1 << 64) - 1
 _TYPE_WORDS = frozenset(
-    "unsigned signed long int short char const u8 u16 u32 u64 s8 s16 s32 s64 __u8 __u16 __u32 __u64 gfp_t bool size_t"
-    " __s32 __s64 isolate_mode_t blk_opf_t fmode_t pid_t enum struct union void uintptr_t vm_flags_t".split()
+    [
+        "unsigned",
+        "signed",
+        "long",
+        "int",
+        "short",
+        "char",
+        "const",
+        "u8",
+        "u16",
+        "u32",
+        "u64",
+        "s8",
+        "s16",
+        "s32",
+        "s64",
+        "__u8",
+        "__u16",
+        "__u32",
+        "__u64",
+        "gfp_t",
+        "bool",
+        "size_t",
+        "__s32",
+        "__s64",
+        "isolate_mode_t",
+        "blk_opf_t",
+        "fmode_t",
+        "pid_t",
+        "enum",
+        "struct",
+        "union",
+        "void",
+        "uintptr_t",
+        "vm_flags_t",
+    ]
 )
 _BINARY = ("||", "&&", "|", "^", "&", "== !=", "< > <= >=", "<< >>", "+ -", "* / %")
 _MAX_DEPTH = 60
@@ -201,12 +235,12 @@ class _Parser:
             self.take("{")
             number = self.ternary()(0)
             self.take(",")
-            text = self.ternary()(0)
+            shown_as = self.ternary()(0)
             self.take("}")
             if not isinstance(number, int):
                 raise _NotUnderstoodError
-            if isinstance(text, str):  # else it is the {0, NULL} that ends some tables
-                table.append((number & _MASK, text))
+            if isinstance(shown_as, str):  # else it is the {0, NULL} that ends some tables
+                table.append((number & _MASK, shown_as))
         self.take(")")
         return _flags(shown, delimiter, table) if flags else _symbol(shown, table)
 

@@ -3,7 +3,6 @@
 Source: tools/perf/util/trace-event-read.c; MODEL.md F.4.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 from tracekit.errors import TraceFormatError
@@ -30,16 +29,15 @@ class TracingData(NamedTuple):
     problems: tuple[str, ...]
 
 
-def parse_tracing_data(path: Path, block: bytes, offset: int) -> TracingData:
-    """Parse the block that starts at ``offset`` of ``path``; formats before a cut are kept.
+def parse_tracing_data(cursor: Cursor) -> TracingData:
+    """Parse the block that ``cursor`` holds; formats before a cut are kept.
 
     Raises:
         TraceFormatError: not even its header is there.
     """
-    cursor = Cursor(path, block, offset)
     if cursor.take(len(MAGIC), "tracing data") != MAGIC:
         cursor.position = 0
-        raise cursor.fail(f"tracing data starts with {block[:10]!r} instead of {MAGIC!r}")
+        raise cursor.fail(f"tracing data starts with {cursor.block[:10]!r} instead of {MAGIC!r}")
     cursor.line("tracing data version")
     big_endian, long_bytes = cursor.take(2, "byte order and long size")
     cursor.order = ">" if big_endian else "<"
