@@ -37,10 +37,11 @@ class CallchainIds:
             found = locate(words, starts[mine], ends[mine], layout)
             assert found.chain is not None
             assert found.chain_count is not None
-            ids[mine] = self._number(words, found.chain, found.chain_count)
+            ids[mine] = self.number(words, found.chain, found.chain_count)
         return ids
 
-    def _number(self, words: Words, chain: Starts, count: Starts) -> np.ndarray:
+    def number(self, words: Words, chain: Starts, count: Starts) -> np.ndarray:
+        """uint32[n] numbers of the chains ``words[chain[i]:chain[i] + count[i]]``, NONE where that is empty."""
         ids = np.full(len(chain), NONE, np.uint32)
         filled = np.flatnonzero(count > 0)
         if len(filled) == 0:
