@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from tracekit import pipeline, reports, resources
@@ -19,16 +20,16 @@ def run(out: Path | None, say: Callable[[str], None]) -> None:
     """
     if out is not None and out.exists():
         raise OutputError(f"{out} exists; give another -o")
-    beside = None if out is None else out.absolute().parent
-    try:
-        scratch = tempfile.TemporaryDirectory(prefix=".tracekit-demo-", dir=beside)
-    except OSError as error:
-        raise OutputError(f"{out or tempfile.gettempdir()}: cannot be written: {error.strerror}") from error
-    with scratch as name:
-        folder = Path(name, "demo")
-        folder.mkdir()
-        capture = folder / "demo.perf.data"
-        shutil.copyfile(resources.demo_capture(), capture)
+    with ExitStack() as stack:
+        try:
+            beside = None if out is None else out.absolute().parent
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix=".tracekit-demo-", dir=beside))
+            folder = Path(scratch, "demo")
+            folder.mkdir()
+            capture = folder / "demo.perf.data"
+            shutil.copyfile(resources.demo_capture(), capture)
+        except OSError as error:
+            raise OutputError(f"{out or tempfile.gettempdir()}: cannot be written: {error.strerror}") from error
         say(f"$ tracekit ingest {capture.name}")
         trace = open_trace(ingest(capture))
         say(f"{sum(trace.rows(event) for event in trace.event_names):,} records of {len(trace.event_names)} events\n")

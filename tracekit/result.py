@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from io import BytesIO
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,9 @@ class Result:
             (new / SUMMARY).write_text(json.dumps(self.document, indent=1) + "\n")
             for name, table in (("operations", self.operations), ("counts", self.counts)):
                 if table is not None:
-                    table.write_parquet(new / f"{name}.parquet", compression="zstd")
+                    content = BytesIO()  # polars has no error of its own for a full disk
+                    table.write_parquet(content, compression="zstd")
+                    (new / f"{name}.parquet").write_bytes(content.getbuffer())
             if out.exists():
                 out.rename(scratch / "old")  # goes with what is left of scratch
             new.rename(out)
