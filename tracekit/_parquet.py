@@ -17,7 +17,7 @@ from tracekit._columns import numbers
 
 ROW_GROUP_BYTES = 16 << 20
 ROW_GROUP_ROWS = 1 << 18
-BUDGET_BYTES = 64 << 20
+BUDGET_BYTES = 48 << 20
 MERGE_ROWS = 1 << 15
 STATISTICS = ("time_ns", "cpu", "pid", "tid", "seq")  # of all columns they would cost 15 % of writing
 KEYS = ("time_ns", "cpu", "seq")
@@ -203,6 +203,8 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
         use_dictionary=strings,
         write_statistics=[name for name in STATISTICS if name in schema.names],
         column_encoding=dict.fromkeys(wide, "DELTA_BINARY_PACKED"),
+        # Arrow's own allocator keeps some 60 MB more, and is not faster here
+        memory_pool=pa.system_memory_pool(),
     )
 
 

@@ -31,7 +31,7 @@ from tracekit.formats._perf_ids import UNKNOWN, EventIds
 from tracekit.formats._perf_index import COMPRESSED, FINISHED_ROUND, SAMPLE, Starts, Words, link
 from tracekit.formats._perf_stream import RecordStream
 
-CARRY_BYTES = 48 << 20  # beyond that, rows go out before their round is over
+CARRY_BYTES = 32 << 20  # beyond that, rows go out before their round is over
 LAST = np.iinfo(np.int64).max
 
 KERNEL_TYPES = frozenset(range(1, 23))

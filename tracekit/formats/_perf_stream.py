@@ -12,7 +12,7 @@ from tracekit.errors import TraceFormatError
 from tracekit.formats._perf_header import Section, unreadable
 from tracekit.formats._perf_index import Words
 
-WINDOW_BYTES = 32 << 20
+WINDOW_BYTES = 24 << 20
 PAD_BYTES = 1 << 17  # a record has at most 64 KiB: gathers may look that far beyond the last one
 
 
