@@ -1,0 +1,262 @@
+"""What becomes of the events of each number in a trace.dat file: which table, decoded how."""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit import _columns
+from tracekit._columns import Bytes
+from tracekit.formats import Sink
+from tracekit.formats._event_format import EventFormat, Field, FormatTextError, parse_format
+from tracekit.formats._event_rows import EventRows, Named, Places, Raws, Rows
+from tracekit.formats._perf_events import safe_name
+from tracekit.formats._trace_dat_symbols import Comms, Symbols
+from tracekit.formats._tracing_data import FormatText
+
+Count = Callable[..., None]
+NO_CHAIN = 0xFFFFFFFF
+_NULLABLE = frozenset({"cpu", "pid", "tid", "comm", "callchain_id"})
+_ADDRESSES = {"ip": "ip_name", "parent_ip": "parent_ip_name", "func": "func_name"}
+"""Fields of ftrace's own events that hold an address of code, and the column with its name."""
+_STACKS = frozenset({"kernel_stack", "user_stack"})
+_I32 = np.dtype(np.int32)
+
+
+class Events(NamedTuple):
+    """Events of one window in order of time; parallel arrays."""
+
+    arena: Bytes
+    at: Places
+    size: Places
+    time_ns: Places
+    cpu: np.ndarray  # int32
+    seq: Places
+    chain: np.ndarray  # uint32; NO_CHAIN: none
+
+    def pick(self, which: np.ndarray) -> "Events":
+        """Those at the places ``which``."""
+        return self._replace(**{
+            name: column.take(which) for name, column in self._asdict().items() if name != "arena"
+        })  # fmt: skip
+
+
+class TraceEvent:
+    """Events of one number."""
+
+    def __init__(self, number: int, text: FormatText | None, root: str, wanted: bool) -> None:
+        self.number = number
+        self.text = text
+        self.wanted = wanted
+        self.raw_table = f"{root}events/unknown/type_{number}"
+        self.name = f"{text.system}:{text.name}" if text else f"unknown:type_{number}"
+        self.table = f"{root}events/{safe_name(text.system)}/{safe_name(text.name)}" if text else self.raw_table
+        self._layout: _Layout | None = None
+
+    def layout(self, count: Count, *, big_endian: bool) -> "_Layout | None":
+        """How its fields are decoded; None if there is no usable format."""
+        if self._layout is None and self.text is not None:
+            try:
+                self._layout = _Layout(parse_format(self.text.system, self.text.text), big_endian=big_endian)
+            except FormatTextError:
+                count("format_damaged")
+                self.text, self.table = None, self.raw_table
+        return self._layout
+
+    @property
+    def metadata(self) -> dict[bytes, bytes]:
+        """What its table says of it."""
+        said = {b"tracekit.event": self.name.encode()}
+        return said if self.text is None else {**said, b"tracekit.format": self.text.text.encode()}
+
+
+class EventTables:
+    """The events of one buffer, found by number; made when first seen."""
+
+    def __init__(self, formats: dict[int, FormatText], globs: Sequence[str], root: str) -> None:
+        self.formats = formats
+        self.globs = globs
+        self.root = root
+        self._events: dict[int, TraceEvent] = {}
+        self._owners: dict[str, int] = {}
+
+    def event(self, number: int) -> TraceEvent:
+        """The event with that common_type."""
+        found = self._events.get(number)
+        if found is None:
+            text = self.formats.get(number)
+            name = f"{text.system}:{text.name}" if text else f"unknown:type_{number}"
+            wanted = not self.globs or any(fnmatch.fnmatchcase(name, glob) for glob in self.globs)
+            found = self._events[number] = TraceEvent(number, text, self.root, wanted)
+            while self._owners.setdefault(found.table, number) != number:
+                found.table += "_"
+        return found
+
+    def numbers(self, system: str, names: Sequence[str]) -> list[int]:
+        """common_type of those events that the file knows."""
+        return [number for number, text in self.formats.items() if text.system == system and text.name in names]
+
+
+class _Layout:
+    """The parts of a format: what has a fixed place, and what fills the rest of the record."""
+
+    def __init__(self, event: EventFormat, *, big_endian: bool) -> None:
+        stack = event.system == "ftrace" and event.name in _STACKS
+        self.event = event
+        self.big_endian = big_endian
+        self.tail = next((f for f in event.fields if f.array == "[]" and not f.dynamic and f.size == 0), None)
+        if stack:
+            self.tail = next((field for field in event.fields if field.name == "caller"), None)
+        fixed = tuple(field for field in event.fields if field is not self.tail)
+        self.rows = EventRows(event._replace(fields=fixed))
+        self.row_bytes = max(self.rows.row_bytes, self.tail.offset if self.tail else 0)
+        self.counter = next((f for f in fixed if stack and f.name == "size"), None)
+        self.addresses = [field for field in fixed if event.system == "ftrace" and field.name in _ADDRESSES]
+        self.swaps = _swaps((*event.common, *fixed)) if big_endian else []
+
+
+def _swaps(fields: Sequence[Field]) -> list[tuple[int, int, int]]:
+    """Offset, size of an element and number of elements of everything that has a byte order."""
+    found = []
+    for field in fields:
+        if field.text and not field.dynamic:
+            continue
+        length = field.array.strip("[]")
+        count = int(length) if field.array and not field.dynamic and length.isdecimal() else 1
+        if count and field.size % count == 0 and field.size // count in {2, 4, 8}:
+            found.append((field.offset, field.size // count, count))
+    return found
+
+
+class Decoder(NamedTuple):
+    """Decodes events of any number into ``sink``."""
+
+    sink: Sink
+    count: Count
+    comms: Comms
+    symbols: Symbols
+    big_endian: bool
+
+    def decode(self, events: Events, event: TraceEvent) -> None:
+        """Hand on the rows of ``events``, all of which are of ``event``."""
+        layout = event.layout(self.count, big_endian=self.big_endian)
+        if layout is None:
+            self._write_raw(events, event, "event_without_format")
+            return
+        whole = events.size >= layout.row_bytes
+        if not whole.all():
+            self._write_raw(events.pick(np.flatnonzero(~whole)), event, "event_shorter_than_format")
+            events = events.pick(np.flatnonzero(whole))
+            if len(events.at) == 0:
+                return
+        rows = Rows(gather(events.arena, events.at, max(layout.row_bytes, layout.rows.row_bytes)), 0)
+        for offset, size, number in layout.swaps:
+            _swap(rows.matrix, offset, size, number)
+        columns = self._common(events, rows.column(4, _I32))
+        columns += layout.rows.decode(rows, Raws(events.arena, events.at, events.size), self.count)
+        for field in layout.addresses:
+            kind = np.dtype(f"u{field.size}")
+            columns.append((_ADDRESSES[field.name], self.symbols.column(rows.column(field.offset, kind).astype(np.uint64))))
+        if layout.tail is not None:
+            columns += self._tail(events, layout, rows)
+        self._append(event.table, event, columns)
+
+    def _write_raw(self, events: Events, event: TraceEvent, problem: str) -> None:
+        """What has no format, or is shorter than it says, is kept as bytes."""
+        self.count(problem, len(events.at))
+        raw = _columns.binary(events.arena, events.at, events.at + events.size)
+        head = np.ascontiguousarray(gather(events.arena, events.at, 8)[:, 4:]).view(">i4" if self.big_endian else "<i4")
+        columns = self._common(events, head.reshape(-1).astype(np.int32))
+        self._append(event.raw_table, event, [*columns, ("raw", raw)])
+
+    def _common(self, events: Events, tid: np.ndarray) -> Named:
+        return [
+            ("time_ns", _columns.numbers(events.time_ns)),
+            ("cpu", _columns.numbers(events.cpu)),
+            ("pid", _columns.nulls(_I32, len(tid))),
+            ("tid", _columns.known(tid)),
+            ("comm", self.comms.column(tid)),
+            ("callchain_id", _columns.numbers(events.chain, events.chain != NO_CHAIN)),
+            ("seq", _columns.numbers(events.seq.view(np.uint64))),
+        ]
+
+    def _tail(self, events: Events, layout: _Layout, rows: Rows) -> Named:
+        """The field that fills the rest of the record."""
+        field = layout.tail
+        assert field is not None
+        begin, end = events.at + field.offset, events.at + events.size
+        if layout.event.system == "ftrace" and layout.event.name == "print":
+            return [(field.name, _line(events.arena, begin, end))]
+        if layout.event.name == "bprint":
+            texts = _bprint(self.symbols, rows, layout, events, self.big_endian)
+            return [(field.name, _columns.texts(texts))]
+        width = _width(field, layout)
+        length = (end - begin) // width
+        if layout.counter is not None:
+            stored = rows.column(layout.counter.offset, np.dtype(f"i{layout.counter.size}")).astype(np.int64)
+            length = np.clip(stored, 0, length)
+        flat, offsets = _columns.pick(events.arena, begin, begin + length * width)
+        kind = np.dtype((">" if self.big_endian else "<") + f"u{width}")
+        return [(field.name, _columns.lists(flat.view(kind).astype(kind.newbyteorder("=")), offsets // width))]
+
+    def _append(self, table: str, event: TraceEvent, columns: Named) -> None:
+        fields = [
+            pa.field(name, array.type, nullable=name in _NULLABLE or not pa.types.is_integer(array.type))
+            for name, array in columns
+        ]
+        schema = pa.schema(fields, event.metadata)
+        self.sink.append(table, pa.RecordBatch.from_arrays([array for _, array in columns], schema=schema))
+
+
+def _bprint(symbols: Symbols, rows: Rows, layout: _Layout, events: Events, big_endian: bool) -> list[str]:
+    from tracekit.formats._trace_dat_printk import format_binary  # noqa: PLC0415 - few traces have such events
+
+    pointer = next(field for field in layout.event.fields if field.name == "fmt")
+    addresses = rows.column(pointer.offset, np.dtype(f"u{pointer.size}")).tolist()
+    assert layout.tail is not None
+    begin = (events.at + layout.tail.offset).tolist()
+    end = (events.at + events.size).tolist()
+    data = events.arena.data
+    order = ">" if big_endian else "<"
+    return [
+        format_binary(symbols, address, bytes(data[first:last]), pointer.size, order)
+        for address, first, last in zip(addresses, begin, end, strict=True)
+    ]
+
+
+def _width(field: Field, layout: _Layout) -> int:
+    """Bytes of an element of the field that fills the rest."""
+    if field.size:  # a stack: caller[8]
+        count = int(field.array.strip("[]") or 1)
+        return field.size // max(count, 1) or 8
+    if "long" in field.type or "*" in field.type:
+        pointer = next((other.size for other in layout.event.fields if "long" in other.type and other.size), 8)
+        return 8 if "long long" in field.type else pointer
+    return {"char": 1, "u8": 1, "u16": 2, "short": 2, "u64": 8}.get(field.type.split()[-1] if field.type else "", 4)
+
+
+def _line(arena: Bytes, begin: Places, end: Places) -> pa.Array:
+    """Strings up to their NUL and without the newline at their end."""
+    flat, offsets = _columns.pick(arena, begin, end)
+    first, last = offsets[:-1], offsets[1:]
+    zeros = np.flatnonzero(flat == 0)
+    if len(zeros):
+        place = np.searchsorted(zeros, first)
+        last = np.minimum(last, np.where(place < len(zeros), zeros[np.minimum(place, len(zeros) - 1)], len(flat)))
+    newline = (last > first) & (flat.take(np.maximum(last - 1, 0), mode="clip") == 10) if len(flat) else last > first
+    return _columns.strings(flat, first, last - newline)
+
+
+def gather(arena: Bytes, at: Places, row_bytes: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """uint8[n, width]: copies of the first bytes of each event, one memcpy each; events are aligned to four bytes."""
+    width = (row_bytes + 3) & ~3
+    view: np.ndarray = np.ndarray(((len(arena) - width) // 4 + 1,), np.dtype((np.void, width)), arena.data, 0, (4,))
+    return view.take(at >> 2).view(np.uint8).reshape(len(at), width)
+
+
+def _swap(matrix: np.ndarray, offset: int, size: int, number: int) -> None:
+    """Turn the bytes of ``number`` elements of ``size`` bytes round."""
+    part = matrix[:, offset : offset + size * number].reshape(len(matrix), number, size)
+    matrix[:, offset : offset + size * number] = part[:, :, ::-1].reshape(len(matrix), number * size)

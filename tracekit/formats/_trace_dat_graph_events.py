@@ -1,0 +1,92 @@
+"""Takes what function_graph needs out of the events of a window.
+
+Source: kernel/trace/trace_entries.h funcgraph_entry, funcgraph_exit; before 6.14 depth is an int, from then on unsigned
+int or long; kernels that print return addresses call the entry funcgraph_retaddr_entry.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from tracekit.formats._event_format import FormatTextError, parse_format
+from tracekit.formats._event_rows import Rows
+from tracekit.formats._trace_dat_events import Events, EventTables, gather
+from tracekit.formats._trace_dat_graph import CallGraph, GraphEvents
+from tracekit.formats._trace_dat_header import Contents
+
+_ENTRIES = ("funcgraph_entry", "funcgraph_retaddr_entry")
+_EXITS = ("funcgraph_exit",)
+_MOST_DEPTH = 0xFFFF
+
+
+class _Layout(NamedTuple):
+    number: int
+    is_exit: bool
+    row_bytes: int
+    fields: dict[str, tuple[int, np.dtype]]  # offset and type
+
+
+class GraphReader:
+    """Feeds a CallGraph."""
+
+    def __init__(self, contents: Contents, tables: EventTables, calls: CallGraph) -> None:
+        self.calls = calls
+        self._layouts = []
+        for names in (_ENTRIES, _EXITS):
+            for number in tables.numbers("ftrace", names):
+                layout = _layout(contents, number, is_exit=names is _EXITS)
+                if layout is not None and tables.event(number).wanted:
+                    self._layouts.append(layout)
+
+    def task(self, events: Events, gap: np.ndarray, groups: dict[int, np.ndarray]) -> Callable[[], None] | None:
+        """What takes in the window; None if it has no such events. One task at a time, in the order of the windows."""
+        mine = [(layout, groups[layout.number]) for layout in self._layouts if layout.number in groups]
+        if not mine:
+            return None
+
+        def task() -> None:
+            parts = [_read(events, gap, layout, which) for layout, which in mine]
+            both = GraphEvents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+            self.calls.add(both.take(np.lexsort((both.seq, both.cpu, both.time_ns))))
+
+        return task
+
+
+def _layout(contents: Contents, number: int, *, is_exit: bool) -> _Layout | None:
+    try:
+        event = parse_format("ftrace", contents.formats[number].text)
+    except FormatTextError:
+        return None
+    fields = {
+        field.name: (field.offset, np.dtype(f"{contents.order}{'i' if field.signed else 'u'}{field.size}"))
+        for field in (*event.common, *event.fields)
+        if field.size in {1, 2, 4, 8}
+    }
+    if not {"common_pid", "func", "depth"} <= fields.keys():
+        return None
+    return _Layout(number, is_exit, max(offset + kind.itemsize for offset, kind in fields.values()), fields)
+
+
+def _read(events: Events, gap: np.ndarray, layout: _Layout, which: np.ndarray) -> GraphEvents:
+    which = which[events.size.take(which) >= layout.row_bytes]
+    rows = Rows(gather(events.arena, events.at.take(which), layout.row_bytes), 0)
+
+    def part(name: str) -> np.ndarray:
+        return rows.column(*layout.fields[name]).astype(np.int64)
+
+    none = np.full(len(which), -1, np.int64)
+    timed = layout.is_exit and {"calltime", "rettime"} <= layout.fields.keys()
+    duration = np.maximum(part("rettime") - part("calltime"), -1) if timed else none
+    return GraphEvents(
+        events.time_ns.take(which),
+        events.cpu.take(which),
+        part("common_pid").astype(np.int32),
+        np.full(len(which), layout.is_exit),
+        np.clip(part("depth"), 0, _MOST_DEPTH - 1),
+        part("func").view(np.uint64),
+        duration,
+        part("overrun") if layout.is_exit and "overrun" in layout.fields else none,
+        events.seq.take(which),
+        gap.take(which).astype(np.int64),
+    )

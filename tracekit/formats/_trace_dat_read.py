@@ -1,0 +1,197 @@
+"""trace.dat, window by window: pages → rows of tables.
+
+One thread reads, decompresses and finds the events. What may be written is split by event, and each event's rows are
+decoded and encoded by whichever thread is free.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit import _columns
+from tracekit._columns import Bytes
+from tracekit.errors import TraceFormatError
+from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
+from tracekit.formats._perf_events import safe_name
+from tracekit.formats._trace_dat_clock import Clock
+from tracekit.formats._trace_dat_events import Decoder, Events, EventTables
+from tracekit.formats._trace_dat_graph import CallGraph
+from tracekit.formats._trace_dat_graph_events import GraphReader
+from tracekit.formats._trace_dat_header import BufferInfo, Contents, read_contents
+from tracekit.formats._trace_dat_metadata import describe
+from tracekit.formats._trace_dat_stacks import Stacks
+from tracekit.formats._trace_dat_stream import Source, streams_of
+from tracekit.formats._trace_dat_symbols import Comms, Symbols
+from tracekit.formats._trace_dat_window import CpuEvents, Lost, Window, Windows
+
+Task = Callable[[], None]
+
+
+def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
+    """Read the file at ``path``; see tracekit.formats.Reader."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            before = os.fstat(file.fileno())
+            contents = read_contents(path, file, before.st_size)
+            if not contents.buffers:
+                raise TraceFormatError(path, None, "holds the text of a latency tracer and no events; trace-cmd report prints it")
+            walk = _Walk(contents, sink, options)
+            walk.run(file)
+            after = os.fstat(file.fileno())
+    except OSError as error:
+        raise TraceFormatError(path, None, f"cannot be read: {error.strerror or error}") from error
+    if after.st_size < before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+        raise TraceFormatError(path, None, "was written to while it was read; ingest a copy")
+    return describe(contents, walk.clock, walk.losses, walk.anomalies, walk.truncated)
+
+
+class _Walk:
+    """One pass over all buffers of one file."""
+
+    def __init__(self, contents: Contents, sink: Sink, options: ReadOptions) -> None:
+        self.contents = contents
+        self.sink = sink
+        self.options = options
+        self.clock = Clock(contents)
+        self.anomalies = dict(contents.problems)
+        self.losses: list[int] = []  # −1: of unknown number
+        self.truncated = _truncation(contents)
+        self._lock = threading.Lock()
+        self.stacks = Stacks(contents, sink)
+        self.symbols = Symbols(contents.kallsyms, contents.printk)
+        big_endian = contents.order == ">"
+        self.decoder = Decoder(sink, self.count, Comms(contents.cmdlines), self.symbols, big_endian)
+        self._done = 0
+
+    def count(self, kind: str, number: int = 1) -> None:
+        """Count an anomaly; from any thread."""
+        with self._lock:
+            self.anomalies[kind] = self.anomalies.get(kind, 0) + number
+
+    def run(self, file: BinaryIO) -> None:
+        """All buffers, in turn."""
+        source = Source(file, self.contents.file_bytes, self.contents.order, self.contents.codec)
+        jobs = max(self.options.jobs, 1)
+        names: set[str] = set()
+        with ThreadPoolExecutor(jobs) as pool:
+            for info in self.contents.buffers:
+                name = safe_name(info.name) if info.name else ""
+                while name in names:
+                    name += "_"
+                names.add(name)
+                self._read_buffer(source, info, name, pool if jobs > 1 else None)
+
+    def _read_buffer(self, source: Source, info: BufferInfo, name: str, pool: ThreadPoolExecutor | None) -> None:
+        root = f"instances/{name}/" if name else ""
+        streams = streams_of(source, info)
+        windows = Windows(info, streams, self.clock, self._attach, self.count)
+        buffer = _Buffer(self, root)
+        pending: list[Future[None]] = []
+        try:
+            for window in windows:
+                tasks = buffer.tasks(window)
+                _finish(pending)
+                self.sink.settle()
+                if pool is None:
+                    for task in tasks:
+                        task()
+                else:
+                    pending[:] = [pool.submit(task) for task in tasks]
+                self._report(window.done_bytes)
+            _finish(pending)
+        finally:
+            for future in pending:
+                future.cancel()
+        buffer.graph.calls.finish()
+        self._done += sum(stream.stored_bytes for stream in streams)
+        for stream in streams:
+            if stream.truncated is not None:
+                self.count("cpu_data_cut")
+                if self.truncated is None or stream.truncated.offset < self.truncated.offset:
+                    self.truncated = stream.truncated
+
+    def _attach(self, arena: Bytes, events: CpuEvents, fresh: int) -> None:
+        self.stacks.attach(arena, events, fresh)
+
+    def _report(self, done: int) -> None:
+        if self.options.progress is not None:
+            total = max(self.contents.file_bytes, 1)
+            self.options.progress(min(self._done + done, total), total)
+
+
+class _Buffer:
+    """The tables of one buffer."""
+
+    def __init__(self, walk: _Walk, root: str) -> None:
+        self.walk = walk
+        self.root = root
+        self.tables = EventTables(walk.contents.formats, walk.options.events, root)
+        calls = CallGraph(walk.sink, f"{root}function_graph", walk.symbols)
+        self.graph = GraphReader(walk.contents, self.tables, calls)
+
+    def tasks(self, window: Window) -> list[Task]:
+        """What there is to do for a window, in any order."""
+        self._write_lost(window.lost)
+        if not window.cpus:
+            return []
+        parts = [events for _, events in window.cpus]
+        both = CpuEvents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        cpu = np.repeat([cpu for cpu, _ in window.cpus], [len(part.at) for part in parts]).astype(np.int32)
+        # CPUs come in order, events of each in order of their place: a stable sort by time orders by all three
+        order = np.argsort(both.time_ns, kind="stable")
+        by_number = np.argsort(both.number.take(order), kind="stable")
+        order = order.take(by_number)
+        number = both.number.take(order)
+        starts = np.flatnonzero(np.diff(number.astype(np.int32), prepend=-1))
+        events = Events(window.arena, both.at, both.size, both.time_ns, cpu, both.seq, both.chain)
+        ends = np.append(starts[1:], len(number))
+        tasks = []
+        groups = {}
+        for kind, start, end in zip(number[starts].tolist(), starts.tolist(), ends.tolist(), strict=True):
+            groups[kind] = order[start:end]
+            if self.tables.event(kind).wanted:
+                tasks.append((end - start, self._task(events, kind, order[start:end])))
+        tasks.sort(key=lambda task: -task[0])
+        graph = self.graph.task(events, both.gap, groups)
+        return [task for _, task in tasks] + ([graph] if graph is not None else [])
+
+    def _task(self, events: Events, kind: int, mine: np.ndarray) -> Task:
+        def task() -> None:
+            self.walk.decoder.decode(events.pick(mine), self.tables.event(kind))
+
+        return task
+
+    def _write_lost(self, lost: list[Lost]) -> None:
+        if not lost:
+            return
+        lost = sorted(lost)
+        self.walk.losses += [one.count for one in lost]
+        time_ns, cpu, count, seq = (np.array(column, np.int64) for column in zip(*lost, strict=True))
+        named = [
+            ("time_ns", _columns.numbers(time_ns)),
+            ("cpu", _columns.numbers(cpu.astype(np.int32))),
+            ("count", _columns.numbers(count.view(np.uint64), count >= 0)),
+            ("seq", _columns.numbers(seq.view(np.uint64))),
+        ]
+        batch = pa.RecordBatch.from_arrays([array for _, array in named], [name for name, _ in named])
+        self.walk.sink.append(f"{self.root}lost", batch)
+
+
+def _finish(pending: list[Future[None]]) -> None:
+    for future in pending:
+        future.result()
+    pending.clear()
+
+
+def _truncation(contents: Contents) -> Truncation | None:
+    if contents.truncated is None:
+        return None
+    offset, reason = contents.truncated
+    offset = min(max(offset, 0), contents.file_bytes)
+    return Truncation(offset, contents.file_bytes - offset, reason)

@@ -1,0 +1,220 @@
+"""The streams of all CPUs of a buffer → windows of events in order of time.
+
+Each CPU's events are in order; a window ends where the first of the CPUs that have more runs out of what was read of it.
+Pages with events beyond that are kept for the next window, the others make room.
+
+The memory of a window is bounded by the pages read at a time, whatever the file says.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from tracekit._columns import Bytes
+from tracekit.formats._ring_buffer import PageLayout, decode_pages
+from tracekit.formats._trace_dat_clock import Clock
+from tracekit.formats._trace_dat_header import BufferInfo
+from tracekit.formats._trace_dat_stream import Stream
+
+WINDOW_BYTES = 16 << 20
+SLACK_BYTES = 1 << 16
+"""Behind the pages, so that rows of an event may be copied in their full width wherever it stands."""
+
+Places = np.ndarray[tuple[int], np.dtype[np.int64]]
+Count = Callable[..., None]
+
+
+class CpuEvents(NamedTuple):
+    """Events of one CPU in their order; parallel arrays."""
+
+    at: Places  # of the event's data in the window
+    size: Places
+    time_ns: Places
+    seq: Places
+    number: np.ndarray  # uint16: common_type
+    tid: np.ndarray  # int32: common_pid
+    chain: np.ndarray  # uint32
+    gap: np.ndarray  # int32: how many times events were lost before
+
+    def take(self, which: slice) -> "CpuEvents":
+        """Some of them."""
+        return CpuEvents(*(column[which] for column in self))
+
+    def __add__(self, other: "CpuEvents") -> "CpuEvents":  # type: ignore[override]
+        return CpuEvents(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+
+
+class Lost(NamedTuple):
+    """Events that were lost before a page."""
+
+    time_ns: int
+    cpu: int
+    count: int  # −1: unknown
+    seq: int
+
+
+class Window(NamedTuple):
+    """Events of all CPUs up to a time."""
+
+    arena: Bytes
+    cpus: list[tuple[int, CpuEvents]]
+    lost: list[Lost]
+    done_bytes: int  # of the file, read so far
+
+
+Attach = Callable[[Bytes, CpuEvents, int], None]
+
+
+class _Cpu:
+    """One stream and those of its events that wait."""
+
+    def __init__(self, number: int, cpu: int, stream: Stream) -> None:
+        self.number = number
+        self.cpu = cpu
+        self.stream = stream
+        self.waiting: CpuEvents | None = None
+        self.pages: Places = np.empty(0, np.int64)  # in the arena, of those that waiting events are in; rising
+        self.gaps = 0
+        self.latest = np.iinfo(np.int64).min
+
+    @property
+    def done(self) -> bool:
+        return self.stream.exhausted and self.waiting is None
+
+    def wants(self, pages: int) -> bool:
+        """Whether to read more of it now: what waits is less than ``pages``, or all of one time and cannot go out."""
+        if self.stream.exhausted:
+            return False
+        return self.waiting is None or len(self.pages) < pages or self.waiting.time_ns[0] == self.waiting.time_ns[-1]
+
+    def wait(self, events: CpuEvents, page_bytes: int) -> None:
+        """``events`` are what waits now."""
+        self.waiting = events if len(events.at) else None
+        page = events.at // page_bytes
+        self.pages = page[np.flatnonzero(np.diff(page, prepend=-1))]
+
+
+class Windows:
+    """Reads one buffer."""
+
+    def __init__(self, info: BufferInfo, streams: list[Stream], clock: Clock, attach: Attach, count: Count) -> None:
+        self.layout: PageLayout = info.layout
+        self.clock = clock
+        self.attach = attach
+        self.count = count
+        self.cpus = [
+            _Cpu(number, data.cpu, stream)
+            for number, (data, stream) in enumerate(zip(info.cpus, streams, strict=True))
+        ]
+        self.cpus.sort(key=lambda cpu: cpu.cpu)
+        self._lost: list[Lost] = []
+        self._arena: Bytes = np.empty(0, np.uint8)
+
+    def __iter__(self) -> Iterator[Window]:
+        while not all(cpu.done for cpu in self.cpus):
+            self._fill()
+            horizon = min((cpu.latest for cpu in self.cpus if not cpu.stream.exhausted), default=None)
+            yield self._cut(horizon)
+
+    def _fill(self) -> None:
+        """A new arena: the pages that still hold waiting events, and new ones of the CPUs that run out."""
+        page_bytes = self.layout.page_bytes
+        active = sum(not cpu.stream.exhausted for cpu in self.cpus)
+        hungry = [cpu for cpu in self.cpus if cpu.wants(WINDOW_BYTES // page_bytes // max(2 * active, 1))]
+        kept = sum(len(cpu.pages) for cpu in self.cpus) * page_bytes
+        share = max((WINDOW_BYTES - kept) // max(len(hungry), 1) // page_bytes, 1) * page_bytes
+        arena = np.empty(kept + sum(min(share, cpu.stream.most_bytes) for cpu in hungry) + SLACK_BYTES, np.uint8)
+        begin = position = self._keep(arena)
+        spans = []
+        for cpu in hungry:
+            seq = cpu.stream.seq
+            got = cpu.stream.read_into(arena[position : position + min(share, len(arena) - SLACK_BYTES - position)])
+            spans.append((cpu, position, got, seq))
+            position += got
+        arena[position : position + SLACK_BYTES] = 0
+        self._arena = arena[: position + SLACK_BYTES]
+        if position > begin:
+            self._take_in(begin, position, spans)
+
+    def _keep(self, arena: Bytes) -> int:
+        """Copy the pages that waiting events are in; returns where they end."""
+        page_bytes = self.layout.page_bytes
+        old = self._arena[: len(self._arena) // page_bytes * page_bytes].reshape(-1, page_bytes)
+        first = 0
+        for cpu in self.cpus:
+            if cpu.waiting is None:
+                continue
+            count = len(cpu.pages)
+            arena[first * page_bytes : (first + count) * page_bytes].reshape(count, page_bytes)[:] = old[cpu.pages]
+            at = cpu.waiting.at
+            page = np.searchsorted(cpu.pages, at // page_bytes) + first
+            cpu.waiting = cpu.waiting._replace(at=page * page_bytes + at % page_bytes)
+            cpu.pages = np.arange(first, first + count)
+            first += count
+        return first * page_bytes
+
+    def _take_in(self, begin: int, end: int, spans: list[tuple[_Cpu, int, int, int]]) -> None:
+        """Decode the pages at ``[begin, end)`` of the arena and give each CPU its own."""
+        page_bytes = self.layout.page_bytes
+        found = decode_pages(self._arena[begin:end], self.layout)
+        for kind, number in found.problems.items():
+            self.count(kind, number)
+        at = found.at + begin
+        head = self._arena.view(np.uint32)
+        number = head.take(at >> 2)
+        tid = head.take((at >> 2) + 1)
+        if self.layout.big_endian:
+            number, tid = number.byteswap() >> np.uint32(16), tid.byteswap()
+        number, tid = (number & np.uint32(0xFFFF)).astype(np.uint16), tid.view(np.int32)
+        bounds = np.searchsorted(found.page, [(start - begin) // page_bytes for _, start, _, _ in spans] + [len(found.missed)])
+        for (cpu, start, size, seq), low, high in zip(spans, bounds.tolist(), bounds[1:].tolist(), strict=False):
+            first = (start - begin) // page_bytes
+            missed = found.missed[first : first + size // page_bytes]
+            gaps = cpu.gaps + np.cumsum(missed != 0)
+            self._note_lost(cpu, missed, found.first_stamp[first : first + len(missed)], seq)
+            events = CpuEvents(
+                at[low:high], found.size[low:high], self.clock.times(found.stamp[low:high], cpu.number),
+                at[low:high] - start + seq, number[low:high], tid[low:high],
+                np.full(high - low, 0xFFFFFFFF, np.uint32), gaps.take(found.page[low:high] - first),
+            )  # fmt: skip
+            cpu.gaps = int(gaps[-1]) if len(gaps) else cpu.gaps
+            self._append(cpu, events)
+
+    def _note_lost(self, cpu: _Cpu, missed: Places, stamp: np.ndarray, seq: int) -> None:
+        places = np.flatnonzero(missed)
+        times = self.clock.times(stamp[places], cpu.number).tolist()
+        for place, time_ns, count in zip(places.tolist(), times, missed[places].tolist(), strict=True):
+            self._lost.append(Lost(time_ns, cpu.cpu, count, seq + place * self.layout.page_bytes))
+
+    def _append(self, cpu: _Cpu, events: CpuEvents) -> None:
+        old = 0
+        if cpu.waiting is not None:
+            old = len(cpu.waiting.at)
+            events = cpu.waiting + events
+        self.attach(self._arena, events, old)
+        cpu.wait(events, self.layout.page_bytes)
+        if len(events.at):
+            cpu.latest = max(cpu.latest, int(events.time_ns.max()))
+
+    def _cut(self, horizon: int | None) -> Window:
+        """What may go out: everything before ``horizon``; all if there is none."""
+        parts = []
+        for cpu in self.cpus:
+            if cpu.waiting is None:
+                continue
+            row = len(cpu.waiting.at)
+            if horizon is not None and not self._crowded(cpu):
+                peak = np.maximum.accumulate(cpu.waiting.time_ns)
+                row = int(np.searchsorted(peak, horizon))
+            parts.append((cpu.cpu, cpu.waiting.take(slice(0, row))))
+            cpu.wait(cpu.waiting.take(slice(row, None)), self.layout.page_bytes)
+        lost, self._lost = self._lost, []
+        return Window(self._arena, parts, lost, sum(cpu.stream.done_bytes for cpu in self.cpus))
+
+    def _crowded(self, cpu: _Cpu) -> bool:
+        """Whether so much waits that it must go out although its time has not come: a clock that stands still."""
+        if len(cpu.pages) * self.layout.page_bytes <= WINDOW_BYTES:
+            return False
+        self.count("flushed_before_its_time")
+        return True
