@@ -4,9 +4,10 @@ tests/golden/CAPTURE/: operations.csv, calls.csv, summary.json. After a change t
 
     python -m pytest tests/test_golden.py --regenerate-golden
 
-and a commit of its own that says why. Kernel addresses are numbered in the order in which they come, times count from
-the first record. Prices are left out and ratios rounded to two digits: they may differ in the last bits between
-processors.
+and a commit of its own that says why. It also writes what the README shows of the commands' output.
+
+Kernel addresses are numbered in the order in which they come, times count from the first record.
+Prices are left out and ratios rounded to two digits: they may differ in the last bits between processors.
 """
 
 import csv
@@ -99,3 +100,24 @@ def test_golden(
 
 def test_no_golden_file_is_left_over() -> None:
     assert sorted(folder.name for folder in GOLDEN.iterdir()) == sorted(CAPTURES)
+
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.mark.parametrize("shown", ["tracekit demo", "tracekit info"])
+def test_the_readme_shows_what_the_command_prints(
+    shown: str, tracekit: Callable[..., Any], captures: dict[str, Path], request: pytest.FixtureRequest
+) -> None:
+    if shown == "tracekit demo":
+        printed = tracekit("demo").stdout.rstrip()
+    else:
+        lines = tracekit("info", captures["6.12-forkcow-c4-all"]).stdout.splitlines()
+        printed = next(line for line in lines if "perf record" in line)
+    marker = f"<!-- printed by: {shown} -->\n```\n"
+    before, rest = README.read_text().split(marker)
+    block, after = ("\n" + rest).split("\n```\n", maxsplit=1)
+    if request.config.getoption("--regenerate-golden"):
+        README.write_text(f"{before}{marker}{printed}\n```\n{after}")
+        block = f"\n{printed}"
+    assert block.splitlines()[1:] == printed.splitlines()
