@@ -84,6 +84,7 @@ class _Table:
         self.buffered_bytes = 0
         self.late_rows = 0
         self.rows = 0
+        self._buffered_rows = 0
         self._batches: list[pa.RecordBatch] = []
         self._late: list[pa.RecordBatch] = []
         self._runs: list[Path] = []
@@ -98,26 +99,37 @@ class _Table:
         if batch.num_rows == 0:
             return
         self.rows += batch.num_rows
-        self.buffered_bytes += batch.nbytes
         if self.sorted:
-            times = _column(batch, "time_ns")
-            first, last = int(times[0]), int(times[-1])
-            self._first_ns = first if self._first_ns is None else min(self._first_ns, first)
-            self._last_ns = last if self._last_ns is None else max(self._last_ns, last)
-            if self._written is not None and _key(batch, 0) < self._written:
-                late = _count_below(batch, self._written)
-                self._late.append(batch.slice(0, late))
-                self.late_rows += late
-                batch = batch.slice(late)
-                if batch.num_rows == 0:
-                    return
-            self._in_order &= self._tail is None or self._tail <= _key(batch, 0)
-            self._tail = _key(batch, batch.num_rows - 1)
+            batch = self._in_time(batch)
+            if batch.num_rows == 0:
+                return
         self._batches.append(batch)
-        rows = sum(part.num_rows for part in self._batches)
-        if rows >= ROW_GROUP_ROWS or self.buffered_bytes >= ROW_GROUP_BYTES:
+        self._buffered_rows += batch.num_rows
+        self.buffered_bytes += batch.nbytes
+        if self._buffered_rows >= ROW_GROUP_ROWS or self.buffered_bytes >= ROW_GROUP_BYTES:
             # rows out of order are seldom more than one batch late: the last stays, to take them in
             self.flush(keep_last=len(self._batches) > 1)
+
+    def _in_time(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Put aside what comes before rows already written; notes whether the rest is in order."""
+        times = _column(batch, "time_ns")
+        first, last = int(times[0]), int(times[-1])
+        self._first_ns = first if self._first_ns is None else min(self._first_ns, first)
+        self._last_ns = last if self._last_ns is None else max(self._last_ns, last)
+        if self._tail is None or first > self._tail[0]:
+            self._tail = _key(batch, batch.num_rows - 1)
+            return batch
+        if self._written is not None and _key(batch, 0) < self._written:
+            late = _count_below(batch, self._written)
+            self._late.append(batch.slice(0, late))
+            self.buffered_bytes += self._late[-1].nbytes
+            self.late_rows += late
+            batch = batch.slice(late)
+            if batch.num_rows == 0:
+                return batch
+        self._in_order &= self._tail <= _key(batch, 0)
+        self._tail = max(self._tail, _key(batch, batch.num_rows - 1))
+        return batch
 
     def flush(self, *, keep_last: bool) -> None:
         """Write the buffered rows, except for those of the last batch if it is to be kept."""
@@ -141,6 +153,7 @@ class _Table:
         self._recount()
 
     def _recount(self) -> None:
+        self._buffered_rows = sum(part.num_rows for part in self._batches)
         self.buffered_bytes = sum(part.nbytes for part in (*self._batches, *self._late))
 
     def _write(self, table: pa.Table) -> None:

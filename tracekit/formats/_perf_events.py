@@ -2,12 +2,16 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from tracekit.formats._event_format import FormatTextError, parse_format
 from tracekit.formats._event_rows import EventRows
 from tracekit.formats._perf_header import TRACEPOINT, Attr, PerfHeader
 from tracekit.formats._perf_sample import SampleLayout, layout_of
 from tracekit.formats._tracing_data import FormatText
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Count = Callable[..., None]
 _NAME_CHARS = frozenset("_-+.")
@@ -23,6 +27,7 @@ class PerfEvent:
         self.layout: SampleLayout = layout_of(attr)
         self.tracepoint = attr.type == TRACEPOINT
         self.raw_table = f"events/unknown/tracepoint_{attr.config}"
+        self.schemas: dict[tuple[str, int], pa.Schema] = {}  # by table and number of columns
         self._text = text
         self._rows: EventRows | None = None
 

@@ -83,7 +83,14 @@ def locate(words: Words, starts: Starts, ends: Starts, layout: SampleLayout) -> 
         chain_count, whole = _count(words, place, ends, whole, 1)
         chain = place + 1
         place = chain + chain_count
-    if layout.sample_type & RAW:
+    if layout.sample_type & RAW and not layout.sample_type & (READ | CALLCHAIN):
+        # at the same place in all samples, which the caller knows to reach that far
+        raw = place
+        raw_bytes = (word_of(words, starts, layout.fixed_words) & np.uint64(0xFFFFFFFF)).view(np.int64)
+        whole = raw_bytes <= (ends - place) * 8 - 4
+        if not whole.all():
+            raw_bytes = np.where(whole, raw_bytes, 0)
+    elif layout.sample_type & RAW:
         whole = whole & (place < ends)
         raw = np.where(whole, place, starts)
         raw_bytes = (words[raw] & np.uint64(0xFFFFFFFF)).astype(np.int64)
