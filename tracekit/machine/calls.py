@@ -72,12 +72,15 @@ def find_calls(rows: pl.DataFrame) -> Calls:
     found: list[list[int | None]] = []  # start_row, end_row, parent
     names: list[tuple[str, str, bool]] = []
     stack: list[_Open] = []
-    task_before: int | None = None
-    for row, task, kind, event, label, comm in edges.select(
-        "row", "task", "kind", "event", "label", "comm"
+    task_before, stretch_before = None, 0
+    for row, task, kind, event, label, comm, stretch in edges.select(
+        "row", "task", "kind", "event", "label", "comm", "stretch"
     ).iter_rows():
         if task != task_before:
             stack, task_before = [], task
+        elif stretch > stretch_before + 1:  # it was in another system call meanwhile, one that the timeline leaves out
+            stack = [call for call in stack if call.kind == Kind.MARK_BEGIN]
+        stretch_before = stretch
         name = _name(kind, event, label, comm)
         if kind in _ENTERS:
             if kind == Kind.SYSCALL_ENTER:
@@ -85,7 +88,9 @@ def find_calls(rows: pl.DataFrame) -> Calls:
                 stack = [call for call in stack if call.kind == Kind.MARK_BEGIN]
             elif kind == Kind.MIGRATE_START and stack and stack[-1].kind == kind:
                 stack.pop()  # nor does migrate_pages() nest
-            parent = stack[-1] if stack else None
+            # a mark is written by the program: it is in no other call, though its own write() may be open
+            around = [call for call in stack if call.kind == Kind.MARK_BEGIN] if kind == Kind.MARK_BEGIN else stack
+            parent = around[-1] if around else None
             stack.append(_Open(len(found), kind, name))
             found.append([row, None, parent.number if parent else None])
             names.append((name, _KIND_NAME[Kind(kind)], _is_named(kind, label, parent)))
@@ -94,8 +99,12 @@ def find_calls(rows: pl.DataFrame) -> Calls:
             top = stack[depth]
             if top.kind == _END_OF[Kind(kind)] and (kind == Kind.MIGRATE_END or top.name == name):
                 found[top.number][1] = row
-                del stack[depth:]
+                ends_mark = kind == Kind.MARK_END
+                stack[depth:] = [c for c in stack[depth:] if (c.kind == Kind.MARK_BEGIN) != ends_mark]
                 break
+        else:
+            if kind == Kind.SYSCALL_EXIT:  # of another system call: the exit of the one on the stack was lost
+                stack = [call for call in stack if call.kind == Kind.MARK_BEGIN]
     return Calls(table := _table(rows, found, names), _innermost(table, len(rows)))
 
 

@@ -72,6 +72,7 @@ COLUMNS: dict[str, pl.DataType] = {
     "addr": pl.UInt64(),
     "pte": pl.UInt64(),
     "order": pl.Int32(),
+    "stretch": pl.UInt32(),  # of ``_while_migrating``; null: OTHER. Where a number is left out, rows were
 }
 
 
@@ -117,15 +118,18 @@ def _while_migrating(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """
     kind = pl.col("kind")
     enters, exits = kind.is_in([Kind.SYSCALL_ENTER, Kind.MARK_BEGIN]), kind.is_in([Kind.SYSCALL_EXIT, Kind.MARK_END])
-    marked = ((kind == Kind.MARK_BEGIN).cast(pl.Int32) - (kind == Kind.MARK_END).shift(1, fill_value=False)).cum_sum()
-    edge = (enters | exits.shift(1, fill_value=False)) & ((marked.over("task") <= 0) | (kind == Kind.MARK_BEGIN))
+    begins_mark = kind == Kind.MARK_BEGIN
+    marked = (begins_mark.cast(pl.Int32) - (kind == Kind.MARK_END).shift(1, fill_value=False)).cum_sum()
+    # how many marks a row lies in, its own included; an end whose begin the trace missed takes nothing away
+    depth = (marked - pl.min_horizontal(marked.cum_min(), 0)).over("task")
+    edge = (enters | exits.shift(1, fill_value=False)) & (depth <= begins_mark.cast(pl.Int32))
     begins = edge | (pl.col("task") != pl.col("task").shift(1)).fill_null(value=True)
-    rows = rows.sort(_ORDER, maintain_order=True).with_columns(stretch=begins.cum_sum())
+    rows = rows.sort(_ORDER, maintain_order=True).with_columns(stretch=begins.cum_sum().cast(COLUMNS["stretch"]))
     rows = rows.filter((~enters & ~exits).any().over("stretch"))
     spans = rows.group_by("stretch", maintain_order=True).agg(
         pl.col("task").first(), pl.col("time_ns").first(), end_ns=pl.col("time_ns").last()
     )
-    return rows.drop("stretch"), spans.drop("stretch")
+    return rows, spans.drop("stretch")
 
 
 def _within(frame: pl.LazyFrame, spans: pl.DataFrame) -> pl.DataFrame:
