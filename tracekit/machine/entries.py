@@ -71,6 +71,9 @@ def pair_walks(rows: pl.DataFrame, walks: Walks, entries: pl.DataFrame) -> pl.Da
         .select("task", "folio", pl.col("first_row").cast(pl.Int64), copied_from="src")
         .collect()
     )
+    # since a folio's own try_to_migrate it is no copy of another any more
+    itself = tries.select("task", "folio", "first_row", copied_from="folio")
+    copies = pl.concat([copies, itself]).sort("first_row")
     removes = removes.join_asof(copies, by=["task", "folio"], on="first_row", check_sortedness=False).with_columns(
         source=pl.coalesce("src", "copied_from", "folio")
     )

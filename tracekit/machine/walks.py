@@ -26,6 +26,8 @@ _ENDS_A_WALK = (
     Kind.MIGRATE_END,
     Kind.SYSCALL_ENTER,
     Kind.SYSCALL_EXIT,
+    Kind.MARK_BEGIN,
+    Kind.MARK_END,
 )
 _PHASES = ((Kind.TRY, Kind.TRY_VISIT, Kind.SET), (Kind.REMOVE, Kind.REMOVE_VISIT, Kind.RESTORE))
 
