@@ -41,7 +41,7 @@ class Text:
         self.bytes = np.frombuffer(self.raw, np.uint8)
         self.begin, self.end = PAD_BYTES, PAD_BYTES + len(data)
         self.origin = offset - PAD_BYTES  # place + origin is the offset in the file
-        self._eights = np.ndarray((len(self.raw) - 7,), "V8", self.raw, 0, (1,))
+        self._eights = np.ndarray((len(self.raw) - 7,), "<u8", self.raw, 0, (1,))
 
     def lines(self) -> tuple[Places, Places]:
         """Starts and ends (without the line end) of all lines."""
@@ -55,7 +55,7 @@ class Text:
 
     def load(self, at: Places) -> Words:
         """The eight bytes from each place on."""
-        words: Words = self._eights[at].view("<u8")
+        words: Words = self._eights[at]
         return words
 
     def cut(self, at: Places, room: Places) -> Places:
@@ -147,7 +147,7 @@ def _trailing_bytes(marks: Words) -> Places:
 
 
 def _not_space(words: Words) -> Words:
-    words = words ^ _each(0x20)
+    words = words ^ _CASE
     return (((words & _LOW7) + _LOW7) | words) & _HIGH
 
 
@@ -161,7 +161,8 @@ def _not_word(words: Words) -> Words:
     letter = (low | _CASE) ^ _ALPHA
     no_letter = (letter + _ALPHA_TEST) | (_HIGH - letter)
     no_digit = (low ^ _DIGIT) + _DIGIT_TEST
-    return (no_digit & no_letter & ((low ^ _UNDERSCORE) + _LOW7) & ((low ^ _DOT) + _LOW7) | words) & _HIGH
+    marks: Words = (no_digit & no_letter & ((low ^ _UNDERSCORE) + _LOW7) & ((low ^ _DOT) + _LOW7) | words) & _HIGH
+    return marks
 
 
 def _decimal_word(words: Words) -> tuple[Words, Places]:
@@ -207,7 +208,7 @@ class Vocabulary:
     def codes(self, text: Text, starts: Places, ends: Places) -> Distinct:
         """Number all strings ``[starts[i], ends[i])``."""
         if len(self.values) > self.MAX_VALUES:  # the numbers hold for one call
-            self.__init__()  # type: ignore[misc]
+            self._forget()
         hashes, words = text.keys(starts, ends)
         codes = np.full(len(starts), -1, np.int32)
         self._lookup(hashes, codes)
@@ -221,6 +222,10 @@ class Vocabulary:
         for row in wrong.tolist():  # equal hashes, or long strings with equal beginnings
             codes[row] = self._code(text.raw[starts[row] : ends[row]])
         return Distinct(codes, self.values)
+
+    def _forget(self) -> None:
+        self.values, self._code_of = [], {}
+        self._hashes, self._codes = np.empty(0, np.uint64), np.empty(0, np.int32)
 
     def _lookup(self, hashes: Words, codes: np.ndarray) -> None:
         if len(self._hashes):

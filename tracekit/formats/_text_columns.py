@@ -94,8 +94,11 @@ class NameTable:
 class Column:
     """The column, or the columns, that one field of an event becomes."""
 
-    def __init__(self, name: str, field: Field | None, piece: Piece, names: NameTable | None) -> None:
+    def __init__(  # noqa: PLR0913 - what the text shows of a field
+        self, name: str, field: Field | None, piece: Piece, names: NameTable | None, *, hashed: bool, name_only: bool
+    ) -> None:
         self.name, self.field, self.piece, self.names = name, field, piece, names
+        self.hashed, self.name_only = hashed, name_only
         self.type = integer_type(field) if field is not None else None
         self._words = Vocabulary()
 
@@ -122,7 +125,9 @@ class Column:
         return [(self.name, strings(text, value.starts, value.ends))]
 
     def _pointer(self, text: Text, value: Value) -> Named:
-        """tracefs prints pointers as 16 digits without 0x, and hashes them to 32 bits (hash-ptr): that is no address."""
+        """Of 16 digits without 0x, as tracefs prints them, those of 32 bits are hashes (hash-ptr), no addresses."""
+        if not self.hashed:
+            return [(self.name, _columns.numbers(value.number))]
         hashed = (value.ends - value.starts == 16) & (value.number >> np.uint64(32) == 0) & (value.number != 0)
         hashed &= ~text.equals(value.starts, b"0x")
         return [
@@ -142,6 +147,9 @@ class Column:
         ends = value.ends.copy()
         while len(rest := np.flatnonzero((text.bytes[ends - 1] == ord(" ")) & (ends > value.starts))):
             ends[rest] -= 1
+        name = (self.name + "_name", labels(text, self._words, value.starts, ends, ends <= value.starts))
+        if self.name_only:
+            return [name]
         codes, values = self._words.codes(text, value.starts, ends)
         used = np.unique(codes)
         known = np.zeros(len(values), bool)
@@ -151,9 +159,7 @@ class Column:
             if number is not None:
                 known[code], numbers[code] = True, number & ((1 << 64) - 1)
         columns = [(self.name, _numbers(numbers[codes], self.type, ~known[codes]))]
-        if self.piece.kind != "truth":
-            columns.append((self.name + "_name", labels(text, self._words, value.starts, ends)))
-        return columns
+        return columns if self.piece.kind == "truth" else [*columns, name]
 
 
 def _numbers(number: Words, kind: np.dtype, unknown: np.ndarray | None) -> pa.Array:

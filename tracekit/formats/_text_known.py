@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from tracekit import resources
 from tracekit.formats._event_format import EventFormat, Field, parse_format
 from tracekit.formats._event_rows import COMMON, RECORD_COMMON
 from tracekit.formats._text_bytes import Mask, Places, Text
-from tracekit.formats._text_columns import Column, Named, NameTable, strings
-from tracekit.formats._text_match import STRINGS, Template, Value, pick
+from tracekit.formats._text_columns import Column, Named, NameTable
+from tracekit.formats._text_match import Template, Value, pick
 from tracekit.formats._text_print import Piece, literal, pieces_of
 
 EVENT, ENTER, EXIT = "event", "enter", "exit"
@@ -65,9 +64,7 @@ def shapes(system: str, name: str, form: str) -> list[Shape]:
         if owner != system:
             continue
         event = parse_format(system, path.read_text())
-        for pieces in _renderings(event, form):
-            if pieces is not None:
-                found.append(Shape(event, Template(pieces)))
+        found += [Shape(event, Template(pieces)) for pieces in _renderings(event, form) if pieces is not None]
     return found
 
 
@@ -80,7 +77,9 @@ def _renderings(event: EventFormat, form: str) -> list[list[Piece] | None]:
     plugin = _PLUGINS.get((event.system, event.name))
     if plugin is not None:
         renderings.append(pieces_of(event, event.print_fmt.replace(*plugin)))
-    return [*renderings, _all_fields(event.fields), _all_fields(event.fields[::-1])]
+    raw = _raw_fields(event.fields)
+    failed = [literal("[FAILED TO PARSE] " + raw[0].literal.decode()), *raw[1:]] if raw else None
+    return [*renderings, _all_fields(event.fields), _all_fields(event.fields[::-1]), raw, failed]
 
 
 def _enter(event: EventFormat) -> list[Piece]:
@@ -93,7 +92,10 @@ def _enter(event: EventFormat) -> list[Piece]:
 
 
 def _all_fields(fields: tuple[Field, ...]) -> list[Piece] | None:
-    """options/fields: ``a=0x10 (16) b=text`` (kernel/trace/trace_output.c print_fields(); before 6.5 last field first)."""
+    """options/fields: ``a=0x10 (16) b=text``; before 6.5 the last field came first.
+
+    Source: kernel/trace/trace_output.c print_fields().
+    """
     pieces: list[Piece] = []
     for field in fields:
         pieces.append(literal(f"{' ' if pieces else ''}{field.name}="))
@@ -101,15 +103,40 @@ def _all_fields(fields: tuple[Field, ...]) -> list[Piece] | None:
             pieces.append(Piece("string", field.name))
         elif field.array or field.dynamic:
             return None
+        elif field.size == 1:  # 'a' (97), or only (1) if it is no character
+            pieces += [Piece("skip"), literal("("), Piece("decimal", field.name), literal(")")]
         else:
             pieces += [literal("0x"), Piece("hex", field.name), literal(" ("), Piece("decimal"), literal(")")]
+    return _merge_literals(pieces) or None
+
+
+def _raw_fields(fields: tuple[Field, ...]) -> list[Piece] | None:
+    """trace-cmd report -R, and what both tools print, behind a remark, where they do not understand the print fmt.
+
+    Source: lib/traceevent event-parse.c tep_print_field().
+    """
+    pieces: list[Piece] = []
+    for field in fields:
+        pieces.append(literal(f"{' ' if pieces else ''}{field.name}="))
+        if field.text:
+            pieces.append(Piece("string", field.name))
+        elif field.array or field.dynamic:
+            return None
+        elif field.address or ("long" in field.type.split() and not field.signed):
+            pieces += [literal("0x"), Piece("hex", field.name)]
+        else:
+            pieces.append(Piece("decimal", field.name))
+    return _merge_literals(pieces) or None
+
+
+def _merge_literals(pieces: list[Piece]) -> list[Piece]:
     merged: list[Piece] = []
     for piece in pieces:
         if piece.kind == "literal" and merged and merged[-1].kind == "literal":
             merged[-1] = Piece("literal", literal=merged[-1].literal + piece.literal)
         else:
             merged.append(piece)
-    return merged or None
+    return merged
 
 
 class KnownEvent:
@@ -154,7 +181,9 @@ class KnownEvent:
         # variants that print alike differ in what their names mean: all of them count
         alike = [shape for shape in candidates if _same(shape, found[0])]
         self._template, self.event = found[0].template, found[0].event
-        self._columns = _columns_of(self.event, self._template, [shape.template for shape in alike], self.hashed_pointers)
+        self._columns = _columns_of(
+            self.event, self._template, [shape.template for shape in alike], hashed_pointers=self.hashed_pointers
+        )
 
     def columns(self, text: Text, values: list[Value], rows: np.ndarray) -> Named:
         """Columns of the texts ``rows`` among those matched last."""
@@ -177,26 +206,26 @@ def _same(one: Shape, other: Shape) -> bool:
 
 
 def _columns_of(
-    event: EventFormat, template: Template, alike: list[Template], hashed_pointers: bool
+    event: EventFormat, template: Template, alike: list[Template], *, hashed_pointers: bool
 ) -> list[tuple[Column, list[int]]]:
+    """The columns that a template's values make, and the numbers of the values of each."""
     names = column_names(event)
     found: list[tuple[Column, list[int]]] = []
     for field in event.fields:
         places = [number for number, piece in enumerate(template.values) if piece.field == field.name]
-        if not places:
-            continue
-        piece = template.values[places[0]]
         numeric = [place for place in places if template.values[place].kind in {"decimal", "hex"}]
-        names_of = [place for place in places if template.values[place].kind in {"name", "flags", "truth"}]
-        for chosen in [numeric, names_of] if numeric and names_of else [numeric or places[:1]]:
+        named = [place for place in places if template.values[place].names]
+        for chosen in (numeric, named) if numeric and named else (numeric or places,):
+            if not chosen:
+                continue
             piece = template.values[chosen[0]]
             table = None
             if piece.names:
                 table = NameTable([other.values[chosen[0]].names for other in alike], flags=piece.kind == "flags")
-            column = Column(names[field.name], field, piece, table, hashed=hashed_pointers)
-            column.name_only = bool(numeric) and chosen is names_of and piece.kind not in {"decimal", "hex"}
-            if len(numeric) > 1 and not piece.exact:
-                column.piece = piece._replace(exact=True)
+            elif len(numeric) > 1:
+                piece = piece._replace(exact=True)
+            name_only = bool(numeric) and chosen is named
+            column = Column(names[field.name], field, piece, table, hashed=hashed_pointers, name_only=name_only)
             found.append((column, chosen))
     return found
 
@@ -212,6 +241,3 @@ def column_names(event: EventFormat) -> dict[str, str]:
         taken.add(name)
         names[field.name] = name
     return names
-
-
-__all__ = ["ENTER", "EVENT", "EXIT", "STRINGS", "KnownEvent", "Named", "pa", "strings", "systems"]

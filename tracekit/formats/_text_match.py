@@ -16,7 +16,11 @@ from tracekit.formats._text_print import Piece
 STRINGS = frozenset({"string", "name", "flags", "truth", "skip", "symbol"})
 _SLOW_LINES = 1 << 14  # per call; more than that is a wrong template, not odd lines
 _MAX_STEPS = 12
-_PATTERNS = {"decimal": rb"(-?[0-9]{1,20})", "hex": rb"((?:0x)?[0-9a-fA-F]{1,16})", "pointer": rb"((?:0x)?[0-9a-fA-F]{1,16})"}
+_PATTERNS = {
+    "decimal": rb"(-?[0-9]{1,20})",
+    "hex": rb"((?:0x)?[0-9a-fA-F]{1,16})",
+    "pointer": rb"((?:0x)?[0-9a-fA-F]{1,16})",
+}
 
 
 class Value(NamedTuple):

@@ -6,18 +6,22 @@ arguments look like. What an argument computes and cannot be undone is skipped, 
 
 import ast
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from tracekit.formats._event_format import EventFormat
 
 _STRINGS = re.compile(r'\s*"((?:[^"\\]|\\.)*)"')
-_CONVERSION = re.compile(r"%(?P<flags>[-+ #0]*)\d*(?:\.\d+)?(?:hh|h|ll|l|z|j|t|L)?(?P<type>[diuxXcsp%])(?P<more>[sSfF]?)")
+_CONVERSION = re.compile(
+    r"%(?P<flags>[-+ #0]*)\d*(?:\.\d+)?(?:hh|h|ll|l|z|j|t|L)?(?P<type>[diuxXcsp%])(?P<more>[sSfF]?)"
+)
 _TYPE = (
     r"(?:const |unsigned |signed |enum |struct )*(?:long long|long|int|short|char|void|gfp_t|bool|size_t|unsigned|page"
     r"|[us](?:8|16|32|64)|__[us](?:8|16|32|64)|isolate_mode_t|blk_opf_t|fmode_t|pid_t)(?: int)? ?\**"
 )
 _CAST = re.compile(rf"\(\s*{_TYPE}\s*\)")
 _PAIR = re.compile(r'\{\s*(?P<number>[^"{}]*?),\s*"(?P<name>(?:[^"\\]|\\.)*)"\s*\}')
+Evaluate = Callable[[], int]
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\"": '"', r"\\": "\\"}
 
 
@@ -87,12 +91,12 @@ def _arguments(text: str) -> list[str]:
     """Cut at the commas outside of brackets and strings."""
     parts = [""]
     depth = 0
-    for token in re.findall(r'"(?:[^"\\]|\\.)*"|.', text, re.DOTALL):
-        depth += (token in "({[") - (token in ")}]") if len(token) == 1 else 0
-        if token == "," and depth == 0:
+    for part in re.findall(r'"(?:[^"\\]|\\.)*"|.', text, re.DOTALL):
+        depth += (part in "({[") - (part in ")}]") if len(part) == 1 else 0
+        if part == "," and depth == 0:
             parts.append("")
         else:
-            parts[-1] += token
+            parts[-1] += part
     return parts[1:]
 
 
@@ -118,7 +122,7 @@ def _closes(text: str) -> int:
     return -1
 
 
-def _piece(event: EventFormat, conversion: re.Match[str], argument: str) -> Piece:
+def _piece(event: EventFormat, conversion: re.Match[str], argument: str) -> Piece:  # noqa: PLR0911 - one per conversion
     kind = conversion["type"]
     field = _bare(argument)
     if kind == "s":
@@ -145,7 +149,9 @@ def _named(event: EventFormat, argument: str) -> Piece:
     if truth:
         is_bool = any(field.name == truth[1] and field.type in {"bool", "_Bool"} for field in event.fields)
         return Piece("truth", truth[1], names=((truth[2], 1), (truth[3], 0))) if is_bool else Piece("skip", truth[1])
-    call = re.match(r"\s*(?:\(?REC->(?P<test>\w+)\)? \? )?__print_(?P<kind>symbolic|flags)\((?P<shown>[^,]*),", argument)
+    call = re.match(
+        r"\s*(?:\(?REC->(?P<test>\w+)\)? \? )?__print_(?P<kind>symbolic|flags)\((?P<shown>[^,]*),", argument
+    )
     field = _bare(call["shown"]) if call else ""
     if call is None or not field or call["test"] not in (None, field):
         mentioned = set(re.findall(r"REC->(\w+)", argument))
@@ -176,7 +182,7 @@ def _evaluate(node: ast.expr) -> int:
         return ~value if isinstance(node.op, ast.Invert) else -value if isinstance(node.op, ast.USub) else value
     if isinstance(node, ast.BinOp):
         left, right = _evaluate(node.left), _evaluate(node.right)
-        operations = {
+        operations: dict[type, Evaluate] = {
             ast.BitOr: lambda: left | right,
             ast.BitAnd: lambda: left & right,
             ast.BitXor: lambda: left ^ right,

@@ -1,0 +1,382 @@
+"""Text traces, chunk by chunk: lines → rows of tables. Memory depends on the chunk, not on the file.
+
+Two rounds at most. The first writes every event whose format is known and learns what the others look like; the second,
+only if there are others, writes those: a column must have one type for the whole file.
+"""
+
+import fnmatch
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from tracekit import _columns
+from tracekit.errors import TraceFormatError
+from tracekit.formats import ReadOptions, Sink, TraceMetadata
+from tracekit.formats import _text_known as known_formats
+from tracekit.formats import _text_notes as notes
+from tracekit.formats._text_bytes import Places, Text, Vocabulary
+from tracekit.formats._text_chains import Chains, is_frame
+from tracekit.formats._text_columns import Named, labels
+from tracekit.formats._text_events import (
+    CALL,
+    FUNCTION,
+    PRINT,
+    RAW,
+    RETURN,
+    STACK,
+    USER_STACK,
+    Dialect,
+    EventLines,
+    Name,
+    perf_name,
+)
+from tracekit.formats._text_lines import HeadFinder, Heads
+
+CHUNK_BYTES = 8 << 20
+MAX_LINE_BYTES = 1 << 20
+
+
+class Kind(NamedTuple):
+    """One text format."""
+
+    name: str
+    layouts: tuple[str, ...]
+    dialect: Dialect
+
+    @property
+    def perf(self) -> bool:
+        return "perf" in self.layouts
+
+
+FTRACE = Kind("ftrace_text", ("task", "latency", "raw"), Dialect(hashed_pointers=True, return_address_first=True))
+TRACE_CMD = Kind("trace_cmd_report", ("task", "latency"), Dialect(hashed_pointers=False, return_address_first=False))
+PERF = Kind("perf_script", ("perf",), Dialect(hashed_pointers=False, return_address_first=False))
+
+
+def read(path: Path, kind: Kind, sink: Sink, options: ReadOptions) -> TraceMetadata:
+    """Read the file at ``path``; see tracekit.formats.Reader."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            walk = _Walk(kind, sink, options, size)
+            walk.run(file)
+    except OSError as error:
+        raise TraceFormatError(path, None, f"cannot be read: {error.strerror or error}") from error
+    return walk.metadata()
+
+
+def chunks(file: BinaryIO, size: int, *, perf: bool) -> Iterator[tuple[Text, int]]:
+    """Texts of whole lines, an event's stack never cut from it, and how many bytes of overlong lines were left out."""
+    file.seek(0)
+    offset = 0
+    rest = b""
+    while True:
+        data = file.read(min(CHUNK_BYTES, max(size - offset - len(rest), 0)))
+        block = rest + data
+        if not data:
+            if block:
+                yield Text(block, offset), 0
+            return
+        cut = _cut(block, perf=perf)
+        if cut == 0 and len(block) > CHUNK_BYTES + MAX_LINE_BYTES:
+            cut = block.rfind(b"\n") + 1  # one stack of megabytes
+            if cut == 0:
+                yield Text(b"", offset), len(block)
+                offset, rest = _skip_line(file, offset + len(block), size)
+                continue
+        if cut:
+            yield Text(block[:cut], offset), 0
+        offset, rest = offset + cut, block[cut:]
+
+
+def _cut(block: bytes, *, perf: bool) -> int:
+    """Where the last event starts: what belongs to it may be still to come."""
+    stop = block.rfind(b"\n") + 1
+    while stop > 0:
+        start = block.rfind(b"\n", 0, stop - 1) + 1
+        line = block[start : start + 4]
+        frame = line[:1] in {b"\t", b"\n", b"\r"} if perf else line.lstrip(b" ").startswith(b"=>")
+        if not frame:
+            return start or (stop if stop < len(block) else 0)
+        stop = start
+    return 0
+
+
+def _skip_line(file: BinaryIO, offset: int, size: int) -> tuple[int, bytes]:
+    """Skip to behind the next line end; returns the new offset and what was read behind it."""
+    while offset < size:
+        data = file.read(min(CHUNK_BYTES, size - offset))
+        if not data:
+            break
+        place = data.find(b"\n")
+        if place >= 0:
+            return offset + place + 1, data[place + 1 :]
+        offset += len(data)
+    return size, b""
+
+
+class _Walk:
+    """Both rounds over one file."""
+
+    def __init__(self, kind: Kind, sink: Sink, options: ReadOptions, size: int) -> None:
+        self.kind, self.sink, self.options, self.size = kind, sink, options, size
+        self.finder = HeadFinder(kind.layouts)
+        self.chains = Chains(sink)
+        self.notes = notes.Notes(sink)
+        self.events: dict[Name, EventLines] = {}
+        self.digits: set[int] = set()
+        self.second = False
+        self._names = Vocabulary()
+        self._comms = Vocabulary()
+        self._tables: dict[str, pa.Schema] = {}
+
+    def run(self, file: BinaryIO) -> None:
+        """Read the file once, and once more if there are events of unknown format."""
+        for text, left_out in chunks(file, self.size, perf=self.kind.perf):
+            if left_out:
+                self.notes.unparsed(text.origin + text.begin, "line_too_long")
+            self._chunk(text)
+            self._progress(text, 0)
+        self.notes.close()
+        if any(event.needs_second_round for event in self.events.values()):
+            self.second = True
+            for text, _ in chunks(file, self.size, perf=self.kind.perf):
+                self._chunk(text)
+                self._progress(text, self.size)
+
+    def _progress(self, text: Text, before: int) -> None:
+        self.sink.settle()
+        if self.options.progress is not None:
+            done = before + text.origin + text.end
+            self.options.progress(done // 2 if self.second else done, self.size)
+
+    def _chunk(self, text: Text) -> None:
+        starts, ends = text.lines()
+        frames = is_frame(text, starts, ends, perf=self.kind.perf)
+        plain = np.flatnonzero(~frames & (text.bytes[starts] != ord("#")) & (ends > starts))
+        heads, bad = self.finder.find(text, starts[plain], ends[plain])
+        heads = heads._replace(line=plain[heads.line])
+        bad = plain[bad]
+        chain = self._stacks(text, starts, ends, frames, heads, bad)
+        if not self.second:
+            self.digits.update(np.unique(heads.digits).tolist())
+            comments = np.flatnonzero(text.bytes[starts] == ord("#"))
+            self.notes.take(text, starts, ends, comments, bad, heads)
+        self._rows(text, starts, ends, heads, chain)
+
+    def _stacks(  # noqa: PLR0913, PLR0917 - the lines of the chunk
+        self, text: Text, starts: Places, ends: Places, frames: np.ndarray, heads: Heads, bad: Places
+    ) -> pa.Array | None:
+        """callchain_id of each head; None if there are no stacks."""
+        rows = np.flatnonzero(frames)
+        if len(rows) == 0:
+            return None
+        first = rows[np.flatnonzero(np.diff(rows, prepend=-2) != 1)]
+        last = rows[np.flatnonzero(np.diff(rows, append=len(frames) + 1) != 1)]
+        head = np.searchsorted(heads.line, first) - 1
+        owned = (
+            (head >= 0) & (heads.line[np.maximum(head, 0)] == first - 1)
+            if len(heads.line)
+            else np.zeros(len(first), bool)
+        )
+        if not self.second and not owned.all():
+            for line in first[~owned].tolist():
+                self.notes.unparsed(text.origin + int(starts[line]), "stack_without_event")
+        del bad
+        ids = np.full(len(heads.line), 0xFFFFFFFF, np.uint32)
+        ids[head[owned]] = self.chains.number(text, starts[first[owned]], ends[last[owned]])
+        return _columns.numbers(ids, ids != 0xFFFFFFFF)
+
+    def _rows(self, text: Text, starts: Places, ends: Places, heads: Heads, chain: pa.Array | None) -> None:
+        """Split the lines by event and have each read."""
+        codes, values = self._names.codes(text, heads.name_start, heads.name_end)
+        messages, forms = self._forms(text, heads, ends)
+        keys = codes.astype(np.int64) * 16 + forms
+        order = np.argsort(keys, kind="stable")
+        bounds = np.flatnonzero(np.diff(keys[order], prepend=-1))
+        for begin, stop in zip(bounds.tolist(), [*bounds[1:].tolist(), len(order)], strict=True):
+            mine = order[begin:stop]
+            key = int(keys[mine[0]])
+            form = _FORMS[key & 15]
+            if form == "":
+                self._unparsed(text, starts[heads.line[mine]])
+                continue
+            self._event(
+                text, starts, ends, heads.pick(mine), messages[mine], chain, mine, _name(values[key >> 4], form)
+            )
+
+    def _unparsed(self, text: Text, places: Places) -> None:
+        if not self.second:
+            for place in places.tolist():
+                self.notes.unparsed(text.origin + place, "unparsed_line")
+
+    def _forms(self, text: Text, heads: Heads, ends: Places) -> tuple[Places, np.ndarray]:
+        """Where each line's message starts, and how it names its event (a number in _FORMS)."""
+        end = ends[heads.line]
+        if self.kind.perf:
+            return heads.text, np.full(len(end), _FORMS.index("perf"))
+        stop = heads.name_end
+        after = np.minimum(text.skip_spaces(np.minimum(stop + 1, end)), end)
+        forms = np.full(len(end), _FORMS.index(""))
+        messages = after
+        named = (text.bytes[stop] == ord(":")) & (stop > heads.name_start)
+        forms[named & ((text.bytes[stop + 1] == ord(" ")) | (stop + 1 >= end))] = _FORMS.index(known_formats.EVENT)
+        rest = np.flatnonzero(forms == _FORMS.index(""))
+        if len(rest) == 0:
+            return messages, forms
+        messages = messages.copy()
+        for form, start, behind in self._other_forms(text, heads, end):
+            mine = rest[start[rest]]
+            forms[mine], messages[mine] = _FORMS.index(form), behind[mine]
+        return messages, forms
+
+    def _other_forms(self, text: Text, heads: Heads, end: Places) -> list[tuple[str, np.ndarray, Places]]:
+        name, stop = heads.name_start, heads.name_end
+        call = text.equals(name, b"sys_")
+        raw = text.equals(heads.text, b"type: ") & (heads.text < name)
+        arrow = text.find(stop, ord("<"), end)
+        function = (arrow < end) & text.equals(np.minimum(arrow, end), b"<-") & (stop > name)
+        return [
+            (FUNCTION, function, name),
+            (known_formats.ENTER, call & (text.bytes[stop] == ord("(")), stop + 1),
+            (known_formats.EXIT, call & text.equals(np.minimum(stop, end), b" -> "), stop + 4),
+            (STACK, text.equals(name, b"<stack trace"), name),
+            (USER_STACK, text.equals(name, b"<user stack tra"), name),
+            (RAW, raw, name),
+        ]
+
+    def _event(  # noqa: PLR0913, PLR0917 - the lines of one event
+        self,
+        text: Text,
+        starts: Places,
+        ends: Places,
+        heads: Heads,
+        messages: Places,
+        chain: pa.Array | None,
+        rows: np.ndarray,
+        name: Name,
+    ) -> None:
+        event = self.events.get(name)
+        if event is None:
+            event = self.events[name] = EventLines(name, self.kind.dialect)
+        if self.second and not event.needs_second_round:
+            return
+
+        def write(table: str, full_name: str, which: np.ndarray, columns: Named) -> None:
+            mine = heads.pick(which)
+            chains = chain.take(_columns.numbers(rows[which])) if chain is not None else None
+            self._append(text, starts, table, full_name, mine, chains, columns)
+
+        event.read(text, messages, ends[heads.line], write, second=self.second)
+
+    def _append(  # noqa: PLR0913, PLR0917
+        self, text: Text, starts: Places, table: str, name: str, heads: Heads, chain: pa.Array | None, columns: Named
+    ) -> None:
+        globs = self.options.events
+        if len(heads.line) == 0 or (globs and not any(fnmatch.fnmatchcase(name, glob) for glob in globs)):
+            return
+        named = [*self._common(text, starts, heads, chain), *columns]
+        schema = self._tables.setdefault(
+            table, pa.schema([pa.field(key, array.type) for key, array in named], {b"tracekit.event": name.encode()})
+        )
+        batch = pa.RecordBatch.from_arrays([array for _, array in named], schema=schema)
+        order = _order(heads)
+        self.sink.append(table, batch if order is None else batch.take(_columns.numbers(order)))
+
+    def _common(self, text: Text, starts: Places, heads: Heads, chain: pa.Array | None) -> Named:
+        task = not self.kind.perf
+        named: Named = [
+            ("time_ns", _columns.numbers(heads.time_ns)),
+            ("cpu", _columns.numbers(heads.cpu.astype(np.int32), heads.cpu >= 0)),
+            ("pid", _columns.numbers(heads.pid.astype(np.int32), heads.pid >= 0)),
+            ("tid", _columns.numbers(heads.tid.astype(np.int32), heads.tid >= 0)),
+            ("comm", self._comm(text, heads)),
+            ("callchain_id", chain if chain is not None else pa.nulls(len(heads.line), pa.uint32())),
+            ("seq", _columns.numbers((starts[heads.line] + text.origin).astype(np.uint64))),
+        ]
+        if task:
+            flags, preempt = heads.flags.astype(np.uint8), heads.preempt.astype(np.uint8)
+            named += [
+                ("common_flags", _columns.numbers(flags, heads.flags >= 0)),
+                ("common_preempt_count", _columns.numbers(preempt, heads.preempt >= 0)),
+                ("common_pid", _columns.numbers(heads.tid.astype(np.int32), heads.tid >= 0)),
+            ]
+        elif (heads.period >= 0).any():
+            named.append(("period", _columns.numbers(heads.period.astype(np.uint64), heads.period >= 0)))
+        return named
+
+    def _comm(self, text: Text, heads: Heads) -> pa.Array:
+        """Null for ``<...>``, and for ``:1234``, which perf prints for a task whose name it does not know."""
+        start, end = heads.comm_start, heads.comm_end
+        missing = (start >= end) | (text.equals(start, b"<...>") & (end - start == 5))
+        if self.kind.perf:
+            number, length = text.decimal(start + 1)
+            own = (number.astype(np.int64) == heads.tid) & (start + 1 + length == end)
+            missing |= (text.bytes[start] == ord(":")) & (own | text.equals(start, b":-1"))
+        return labels(text, self._comms, start, np.maximum(start, end), missing)
+
+    def metadata(self) -> TraceMetadata:
+        """What the comments and the lines say of the trace."""
+        anomalies = dict(self.notes.anomalies)
+        unfit = {
+            f"{event.known.system}:{event.known.name}": event.unfit
+            for event in self.events.values()
+            if event.known and event.unfit
+        }
+        if unfit:
+            anomalies["text_fits_no_known_format"] = sum(unfit.values())
+            self.notes.features["text_fits_no_known_format"] = dict(sorted(unfit.items()))
+        return TraceMetadata(
+            self.kind.name, self.size, self.notes.machine, {"name": None, "version": None, "cmdline": None},
+            self._clock(), self.notes.lost(), anomalies, None, self.notes.features,
+        )  # fmt: skip
+
+    def _clock(self) -> dict[str, object]:
+        """Resolution as printed; what clock it was, the text does not say."""
+        shown = self.digits
+        relative = -6 in shown
+        counter = 0 in shown
+        digits = min((abs(number) for number in shown if number), default=0)
+        return {
+            "name": "relative to the first event in the buffer" if relative else "counter" if counter else None,
+            "resolution_ns": None if counter or not digits else 10 ** (9 - digits),
+            "wall_offset_ns": None,
+        }
+
+
+_FORMS = ("", known_formats.EVENT, known_formats.ENTER, known_formats.EXIT, FUNCTION, STACK, USER_STACK, RAW, "perf")
+
+
+# lines "name: …" that are no tracepoint
+_NO_TRACEPOINTS = {
+    "tracing_mark_write": PRINT,
+    "kernel_stack": STACK,
+    "user_stack": USER_STACK,
+    "function": FUNCTION,
+    CALL: CALL,
+    RETURN: RETURN,
+}
+
+
+def _name(printed: bytes, form: str) -> Name:
+    name = printed.decode("utf-8", "replace")
+    if form == "perf":
+        return perf_name(name)
+    if form == known_formats.EVENT and name in _NO_TRACEPOINTS:
+        return Name("", "", _NO_TRACEPOINTS[name])
+    if form in {FUNCTION, STACK, USER_STACK}:
+        return Name("", "", form)
+    return Name("", f"tracepoint_{name}" if form == RAW else name, form)
+
+
+def _order(heads: Heads) -> np.ndarray | None:
+    """Order by (time, cpu, place); None if the rows are in order."""
+    time = heads.time_ns
+    if len(time) < 2 or (time[1:] > time[:-1]).all():
+        return None
+    order = np.lexsort((heads.line, heads.cpu, time))
+    return None if (order[1:] > order[:-1]).all() else order
