@@ -158,6 +158,14 @@ def test_damaged_record_stops_there(tmp_path, size):
     assert cut["bytes_unread"] == len(good) + 16
 
 
+def test_record_that_its_own_section_cuts(tmp_path):
+    good = b"".join(syn.sample(time) for time in range(1, 51))
+    trace, manifest = _ingest(tmp_path, syn.perf_data(good + syn.sample(51)[:-16]))
+    assert len(pl.read_parquet(trace / "events/test/event.parquet")) == 50
+    assert manifest["truncated"]["offset"] == 104 + 8 + 144 + len(good)
+    assert manifest["truncated"]["reason"] == "the last record is cut"
+
+
 def test_short_raw_data_goes_aside(tmp_path):
     data = syn.sample(1) + syn.sample(2, own=b"") + syn.sample(3)
     trace, manifest = _ingest(tmp_path, syn.perf_data(data))
