@@ -103,17 +103,22 @@ def test_no_golden_file_is_left_over() -> None:
 
 
 README = Path(__file__).parents[1] / "README.md"
+TRUTH = README.parents[1] / "shared" / "truth"
 
 
-@pytest.mark.parametrize("shown", ["tracekit demo", "tracekit info"])
+@pytest.mark.parametrize("shown", ["tracekit demo", "tracekit info", "tracekit validate ../shared/truth"])
 def test_the_readme_shows_what_the_command_prints(
     shown: str, tracekit: Callable[..., Any], captures: dict[str, Path], request: pytest.FixtureRequest
 ) -> None:
     if shown == "tracekit demo":
         printed = tracekit("demo").stdout.rstrip()
-    else:
+    elif shown == "tracekit info":
         lines = tracekit("info", captures["6.12-forkcow-c4-all"]).stdout.splitlines()
         printed = next(line for line in lines if "perf record" in line)
+    elif TRUTH.is_dir():
+        printed = tracekit("validate", TRUTH).stdout.rstrip()
+    else:
+        pytest.skip("the measured pairs are not beside this checkout")
     marker = f"<!-- printed by: {shown} -->\n```\n"
     before, rest = README.read_text().split(marker)
     block, after = ("\n" + rest).split("\n```\n", maxsplit=1)
