@@ -43,6 +43,8 @@ _END_OF = {
     Kind.MIGRATE_END: Kind.MIGRATE_START,
     Kind.MARK_END: Kind.MARK_BEGIN,
 }
+# A mark shows its task to be in user space, or in the write() that brings the mark.
+_WRITES = ("write", "writev", "pwrite64")
 
 
 class Calls(NamedTuple):
@@ -79,17 +81,12 @@ def find_calls(rows: pl.DataFrame) -> Calls:
         if task != task_before:
             stack, task_before = [], task
         elif stretch > stretch_before + 1:  # it was in another system call meanwhile, one that the timeline leaves out
-            stack = [call for call in stack if call.kind == Kind.MARK_BEGIN]
+            stack = _marks(stack)
         stretch_before = stretch
         name = _name(kind, event, label, comm)
+        stack = _still_open(stack, kind)
         if kind in _ENTERS:
-            if kind == Kind.SYSCALL_ENTER:
-                # a task is in one system call at a time: the exits of any before were lost
-                stack = [call for call in stack if call.kind == Kind.MARK_BEGIN]
-            elif kind == Kind.MIGRATE_START and stack and stack[-1].kind == kind:
-                stack.pop()  # nor does migrate_pages() nest
-            # a mark is written by the program: it is in no other call, though its own write() may be open
-            around = [call for call in stack if call.kind == Kind.MARK_BEGIN] if kind == Kind.MARK_BEGIN else stack
+            around = _marks(stack) if kind == Kind.MARK_BEGIN else stack  # the write() that it came through ends in it
             parent = around[-1] if around else None
             stack.append(_Open(len(found), kind, name))
             found.append([row, None, parent.number if parent else None])
@@ -104,8 +101,22 @@ def find_calls(rows: pl.DataFrame) -> Calls:
                 break
         else:
             if kind == Kind.SYSCALL_EXIT:  # of another system call: the exit of the one on the stack was lost
-                stack = [call for call in stack if call.kind == Kind.MARK_BEGIN]
+                stack = _marks(stack)
     return Calls(table := _table(rows, found, names), _innermost(table, len(rows)))
+
+
+def _still_open(stack: list[_Open], kind: int) -> list[_Open]:
+    """What of ``stack`` an edge of ``kind`` does not show to be over."""
+    if kind == Kind.SYSCALL_ENTER:
+        return _marks(stack)  # a task is in one system call at a time: the exits of any before were lost
+    if kind in (Kind.MARK_BEGIN, Kind.MARK_END):
+        return [call for call in stack if call.kind == Kind.MARK_BEGIN or call.name in _WRITES]
+    nests = kind == Kind.MIGRATE_START and stack and stack[-1].kind == kind
+    return stack[:-1] if nests else stack  # migrate_pages() does not nest
+
+
+def _marks(stack: list[_Open]) -> list[_Open]:
+    return [call for call in stack if call.kind == Kind.MARK_BEGIN]
 
 
 def _name(kind: int, event: str, label: str | None, comm: str | None) -> str:

@@ -122,7 +122,9 @@ def _while_migrating(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     marked = (begins_mark.cast(pl.Int32) - (kind == Kind.MARK_END).shift(1, fill_value=False)).cum_sum()
     # how many marks a row lies in, its own included; an end whose begin the trace missed takes nothing away
     depth = (marked - pl.min_horizontal(marked.cum_min(), 0)).over("task")
-    edge = (enters | exits.shift(1, fill_value=False)) & (depth <= begins_mark.cast(pl.Int32))
+    # the exit of the write() that brought a mark's end is no stretch of its own
+    after = exits.shift(1, fill_value=False) & (kind != Kind.SYSCALL_EXIT)
+    edge = (enters | after) & (depth <= begins_mark.cast(pl.Int32))
     begins = edge | (pl.col("task") != pl.col("task").shift(1)).fill_null(value=True)
     rows = rows.sort(_ORDER, maintain_order=True).with_columns(stretch=begins.cum_sum().cast(COLUMNS["stretch"]))
     rows = rows.filter((~enters & ~exits).any().over("stretch"))
