@@ -87,6 +87,14 @@ def test_what_is_no_perf_data(tmp_path, content, error, says):
     assert list(tmp_path.iterdir()) == [source]
 
 
+def test_threads_directory_says_so(tmp_path):
+    (tmp_path / "perf.data").mkdir()
+    (tmp_path / "perf.data" / "data").write_bytes(DATA)
+    with pytest.raises(TraceFormatError, match="not supported yet"):
+        ingest(tmp_path / "perf.data")
+    assert [path.name for path in tmp_path.iterdir()] == ["perf.data"]
+
+
 def test_directory_and_missing_file(tmp_path):
     with pytest.raises(UnknownFormatError, match="directory"):
         ingest(tmp_path, tmp_path / "trace")

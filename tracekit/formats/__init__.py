@@ -93,6 +93,8 @@ def detect(path: Path) -> Reader:
         UnknownFormatError: no reader, or more than one, claims it.
     """
     if path.is_dir():
+        if (path / "data").is_file():
+            raise TraceFormatError(path, None, "is a directory of perf record --threads; this is not supported yet")
         raise UnknownFormatError(path, None, "is a directory; give the trace file inside it")
     try:
         with path.open("rb") as file:
