@@ -37,6 +37,7 @@ class Source(IntEnum):
     TRACEPOINT = 0
     KPROBE = 1
     KRETPROBE = 2
+    RECONSTRUCTED = 3  # no record at all: a row that the machine made
 
 
 KIND_OF_EVENT = {
@@ -118,13 +119,13 @@ def _while_migrating(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """
     kind = pl.col("kind")
     enters, exits = kind.is_in([Kind.SYSCALL_ENTER, Kind.MARK_BEGIN]), kind.is_in([Kind.SYSCALL_EXIT, Kind.MARK_END])
-    begins_mark = kind == Kind.MARK_BEGIN
-    marked = (begins_mark.cast(pl.Int32) - (kind == Kind.MARK_END).shift(1, fill_value=False)).cum_sum()
+    begins_mark = (kind == Kind.MARK_BEGIN).cast(pl.Int32)
+    before = (begins_mark.shift(1, fill_value=0) - (kind == Kind.MARK_END).shift(1, fill_value=False)).cum_sum()
     # how many marks a row lies in, its own included; an end whose begin the trace missed takes nothing away
-    depth = (marked - pl.min_horizontal(marked.cum_min(), 0)).over("task")
+    depth = (before - pl.min_horizontal(before.cum_min(), 0) + begins_mark).over("task")
     # the exit of the write() that brought a mark's end is no stretch of its own
     after = exits.shift(1, fill_value=False) & (kind != Kind.SYSCALL_EXIT)
-    edge = (enters | after) & (depth <= begins_mark.cast(pl.Int32))
+    edge = (enters | after) & (depth <= begins_mark)
     begins = edge | (pl.col("task") != pl.col("task").shift(1)).fill_null(value=True)
     rows = rows.sort(_ORDER, maintain_order=True).with_columns(stretch=begins.cum_sum().cast(COLUMNS["stretch"]))
     rows = rows.filter((~enters & ~exits).any().over("stretch"))
