@@ -39,7 +39,8 @@ class Walks(NamedTuple):
         walk_of_row: int64[n_rows], walk of a walk's entry, its visits and their entries.
         visit_of_row: int64[n_rows], for a set or restored entry the row of the visit that did it.
         position_of_row: int64[n_rows], 0, 1, … for visits, in tree order.
-        table: one row per walk: walk, is_remove, task, folio, first_row, last_row, visits, hits, entries.
+        table: one row per walk: walk, is_remove, task, folio, first_row, last_row, visits, hits, entries, order,
+            return_row (where try_to_migrate returned; null: not probed).
         orphans: entries that no visit explains, by name.
     """
 
@@ -85,11 +86,16 @@ def _split_repeats(kind: npt.NDArray[np.uint8], walk: Ints, vma: npt.NDArray[np.
     seen = pl.DataFrame({"walk": walk[at], "vma": vma[at]})
     if not seen.is_duplicated().any():
         return walk
-    lap = seen.with_columns(lap=pl.int_range(pl.len()).over("walk", "vma").cum_max().over("walk"))["lap"].to_numpy()
     starts = np.zeros(len(walk), dtype=bool)
     inside = np.flatnonzero(walk >= 0)
     starts[inside] = np.diff(walk[inside], prepend=-1) != 0
-    starts[at] |= np.diff(lap, prepend=0) > 0
+    repeats = seen.with_columns(at=at).filter(pl.struct("walk", "vma").is_duplicated().any().over("walk"))
+    walk_before, visited = -1, set[int]()
+    for this_walk, this_vma, row in repeats.iter_rows():  # few: what is repeated is told by other events, too
+        if this_walk != walk_before or this_vma in visited:
+            starts[row] |= this_walk == walk_before
+            walk_before, visited = this_walk, set()
+        visited.add(this_vma)
     return np.where(walk >= 0, np.cumsum(starts) - 1, -1)
 
 
@@ -120,7 +126,7 @@ def _positions(kind: npt.NDArray[np.uint8], walk: Ints) -> Ints:
 def _walk_table(rows: pl.DataFrame, walk: Ints, visit: Ints) -> pl.DataFrame:
     is_visit = pl.col("kind").is_in([Kind.TRY_VISIT, Kind.REMOVE_VISIT])
     is_entry = pl.col("visit") >= 0
-    return (
+    table = (
         rows.select("kind", "task", "folio", "src", "order")
         .with_columns(walk=pl.Series(walk), visit=pl.Series(visit), row=pl.int_range(len(rows), dtype=pl.Int64))
         .filter(pl.col("walk") >= 0)
@@ -138,3 +144,15 @@ def _walk_table(rows: pl.DataFrame, walk: Ints, visit: Ints) -> pl.DataFrame:
             order=pl.col("order").filter(is_entry).max(),
         )
     )
+    return table.with_columns(return_row=_return_rows(rows, table))
+
+
+def _return_rows(rows: pl.DataFrame, table: pl.DataFrame) -> pl.Series:
+    """Row of the return from try_to_migrate that ends each walk; null where none does."""
+    kind, task = rows["kind"].to_numpy(), rows["task"].to_numpy()
+    at = np.append(np.flatnonzero(np.isin(kind, _ENDS_A_WALK)), len(rows) - 1)
+    after = at[np.searchsorted(at[:-1], table["last_row"].to_numpy(), side="right")]
+    returns = (kind[after] == Kind.TRY_RETURN) & (task[after] == table["task"].to_numpy())
+    return pl.select(
+        pl.when(pl.Series(returns) & ~table["is_remove"]).then(pl.Series(after, dtype=pl.Int64))
+    ).to_series()
