@@ -63,6 +63,8 @@ def replay(trace: Trace, *, visits: bool = True) -> Replay:
     )
     stayed = entries_stayed(entries, trace.manifest["machine"]["arch"] or "")
     episodes = find_episodes(walk_table, pair_walks(rows, walks, entries), call_table, stayed)
+    if not schema.recorded(trace, "mm_migrate_pages_start"):
+        episodes = episodes.with_columns(in_migrate_pages=pl.lit(None, pl.Boolean))
     seen = _seen(rows, walks, calls)
     entries = entries.join(episode_of_walk(episodes), on="walk", how="left", maintain_order="left")
     fidelity = _fidelity(trace, rows) if visits else "counts"
@@ -122,22 +124,26 @@ def _seen(rows: pl.DataFrame, walks: Walks, calls: Calls) -> pl.DataFrame:
 def _inferred(trace: Trace, rows: pl.DataFrame, entries: pl.DataFrame, episodes: pl.DataFrame) -> pl.DataFrame:
     """Entries that fork copied, that migrate_vma collected or that were zapped: no event shows these as such."""
     known = entries.join(
-        episodes.select("episode", "remove_walk", "in_migrate_pages", "try_last_row"), on="episode", how="left"
+        episodes.select("episode", "remove_walk", "in_migrate_pages", "try_last_row", "try_return_row"),
+        on="episode",
+        how="left",
     )
     alone = known.filter(pl.col("partner").is_null())
     copied = alone.filter(pl.col("kind") == Kind.RESTORE)
-    walk_end = rows["time_ns"].gather(copied["try_last_row"])
+    # The walk that set the entries ended after its last event and before its return. A VMA linked since that event
+    # came later: its link needs the lock that the walk holds.
+    last_ns, return_ns = (rows["time_ns"].gather(copied[name]) for name in ("try_last_row", "try_return_row"))
     copied = (
-        copied.with_columns(walk_end_ns=walk_end)
+        copied.with_columns(last_ns=last_ns, return_ns=return_ns)
         .join(fork_windows(trace, copied), on="row", how="left", maintain_order="left")
         .with_columns(
             # outside migrate_pages() an entry that nobody was seen to set comes from migrate_vma_collect_pmd
             op=pl.when(pl.col("in_migrate_pages").fill_null(value=True))
             .then(pl.lit("migration_entry.fork_copy"))
             .otherwise(pl.lit("migration_entry.collect")),
-            window=pl.when(pl.col("from_ns") >= pl.col("walk_end_ns"))
+            window=pl.when(pl.col("from_ns") >= pl.col("last_ns"))
             .then(pl.lit("after_walk"))
-            .when(pl.col("until_ns") <= pl.col("walk_end_ns"))
+            .when(pl.col("until_ns") <= pl.coalesce("return_ns", "last_ns"))
             .then(pl.lit("during_walk"))
             .otherwise(pl.lit("unknown")),
             time_ns=pl.col("from_ns"),
