@@ -65,8 +65,9 @@ class CounterEarlyExit:
         )
 
     def _eligible(self) -> pl.Expr:
-        # undo clears the count first and walks in full; an uncounted folio has no type
-        eligible = pl.col("known") & pl.col("moved") & (pl.col("set") > 0) & (pl.col("set") <= _LIMIT)
+        # undo clears the count first and walks in full; an uncounted folio has no type, and loses it above the limit
+        most = pl.col("set") + pl.col("copied" if self.counter == "exact" else "copied_late")
+        eligible = pl.col("known") & pl.col("moved") & (pl.col("set") > 0) & (most <= _LIMIT)
         if self.scope == "small":
             eligible &= pl.col("order") == 0
         if self.device_path == "exclude":
@@ -96,6 +97,7 @@ def _counts(ops: pl.DataFrame) -> pl.DataFrame:
             pl.col("order", "moved", "known").first(),
             set=(op == "migration_entry.set").sum().cast(pl.Int64),
             collect=(op == "migration_entry.collect").sum().cast(pl.Int64),
+            copied=copied.sum().cast(pl.Int64),
             copied_late=(copied & (window != "during_walk")).sum().cast(pl.Int64),
             copied_unknown=(copied & (window == "unknown")).sum().cast(pl.Int64),
             zapped_late=(zapped & (window != "during_walk")).sum().cast(pl.Int64),
