@@ -139,7 +139,7 @@ class Column:
         number, good = number_at(text, value.starts, "hex")
         good &= (number.ends == value.ends) & text.equals(value.starts, b"0x")
         symbol = labels(text, self._words, value.starts, value.ends, good)
-        return [(self.name, _columns.numbers(number.number, good)), (self.name + "_symbol", symbol)]
+        return [(self.name, _columns.numbers(number.number, good)), (self.name + "_name", symbol)]
 
     def _names(self, text: Text, value: Value) -> Named:
         assert self.names is not None

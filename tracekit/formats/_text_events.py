@@ -29,6 +29,7 @@ class Name(NamedTuple):
     system: str  # "" if not printed
     event: str
     form: str
+    instance: str = ""  # trace-cmd's name of another buffer than the main one
 
 
 class Dialect(NamedTuple):
@@ -49,6 +50,7 @@ class EventLines:
 
     def __init__(self, name: Name, dialect: Dialect) -> None:
         self.name = name
+        self.folder = f"instances/{safe(name.instance)}/" if name.instance else ""
         system, event = _owner(name)
         self.generic_system = name.system or (
             system if name.form in {known_formats.ENTER, known_formats.EXIT} else UNKNOWN
@@ -80,7 +82,7 @@ class EventLines:
             self.generic.survey(text, at[rows], end[rows])
         elif write is not None:
             name = f"{self.generic_system}:{self.event}"
-            write(self._generic_table(), name, rows, self.generic.columns(text, at[rows], end[rows]))
+            write(self.folder + self._generic_table(), name, rows, self.generic.columns(text, at[rows], end[rows]))
 
     def _generic_table(self) -> str:
         table = f"events/{safe(self.generic_system)}/{safe(self.event)}"
@@ -107,12 +109,13 @@ class EventLines:
                 known = self.known
                 columns = known.columns(text, values, fitting)
                 table = f"events/{safe(known.system)}/{safe(known.name)}"
-                write(table, f"{known.system}:{known.name}", rows[fitting], columns)
+                write(self.folder + table, f"{known.system}:{known.name}", rows[fitting], columns)
         return np.sort(np.concatenate((np.flatnonzero(probe), rows[~fits])))
 
     def write_special(self, text: Text, at: Places, end: Places, write: Write, table: str, name: str) -> None:  # noqa: PLR0913, PLR0917
         """Lines that are no tracepoint: functions, stacks, marks, samples."""
         rows = np.arange(len(at))
+        table = self.folder + table
         if self.name.form == FUNCTION:
             write(table, name, rows, self._function(text, at, end))
         elif self.name.form in {CALL, RETURN}:
@@ -138,8 +141,8 @@ class EventLines:
         begin = np.where(text.bytes[np.minimum(begin, end)] == ord("-"), begin + 1, begin)
         begin = np.minimum(text.skip_spaces(begin), end)
         return [
-            ("ip_symbol", labels(text, self._words[0], at, stop)),
-            ("parent_ip_symbol", labels(text, self._words[1], begin, end, ~has)),
+            ("ip_name", labels(text, self._words[0], at, stop)),
+            ("parent_ip_name", labels(text, self._words[1], begin, end, ~has)),
         ]
 
     def _call(self, text: Text, at: Places, end: Places) -> Named:
@@ -157,7 +160,7 @@ class EventLines:
         columns = [("depth", _columns.numbers(depth.astype(np.int32), (bar < end) & (depth >= 0)))]
         if self.name.form == CALL:
             stop = np.minimum(text.word_end(function), end)
-            columns.append(("func_symbol", labels(text, self._words[0], function, stop, stop <= function)))
+            columns.append(("func_name", labels(text, self._words[0], function, stop, stop <= function)))
         columns.append(("duration_ns", _columns.numbers(duration, timed & (number < bar))))
         return columns
 

@@ -243,7 +243,7 @@ def _probe(probe: re.Match[str], pieces: list[Piece], keys: list[str], *, return
             keys.append(name)
         else:
             pieces.append(Piece("skip", name))
-            keys.append(name + "_symbol")
+            keys.append(name + "_name")
     _append(pieces, ")")
     return probe.end()
 

@@ -29,7 +29,13 @@ class Notes:
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
-        self.machine: dict[str, object] = {"release": None, "arch": None, "page_size": None, "cpus": None}
+        self.machine: dict[str, object] = {
+            "release": None,
+            "arch": None,
+            "page_size": None,
+            "cpus": None,
+            "nodes": None,
+        }
         self.features: dict[str, object] = {}
         self.anomalies: dict[str, int] = {}
         self._events = self._records = 0

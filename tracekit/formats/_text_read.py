@@ -34,7 +34,7 @@ from tracekit.formats._text_events import (
     Name,
     perf_name,
 )
-from tracekit.formats._text_lines import HeadFinder, Heads
+from tracekit.formats._text_lines import COMM_WIDTH, HeadFinder, Heads
 
 CHUNK_BYTES = 8 << 20
 MAX_LINE_BYTES = 1 << 20
@@ -44,6 +44,7 @@ class Kind(NamedTuple):
     """One text format."""
 
     name: str
+    recorder: str
     layouts: tuple[str, ...]
     dialect: Dialect
 
@@ -52,9 +53,13 @@ class Kind(NamedTuple):
         return "perf" in self.layouts
 
 
-FTRACE = Kind("ftrace_text", ("task", "latency", "raw"), Dialect(hashed_pointers=True, return_address_first=True))
-TRACE_CMD = Kind("trace_cmd_report", ("task", "latency"), Dialect(hashed_pointers=False, return_address_first=False))
-PERF = Kind("perf_script", ("perf",), Dialect(hashed_pointers=False, return_address_first=False))
+FTRACE = Kind(
+    "ftrace_text", "tracefs", ("task", "latency", "raw"), Dialect(hashed_pointers=True, return_address_first=True)
+)
+TRACE_CMD = Kind(
+    "trace_cmd_report", "trace-cmd", ("task", "latency"), Dialect(hashed_pointers=False, return_address_first=False)
+)
+PERF = Kind("perf_script", "perf", ("perf",), Dialect(hashed_pointers=False, return_address_first=False))
 
 
 def read(path: Path, kind: Kind, sink: Sink, options: ReadOptions) -> TraceMetadata:
@@ -132,6 +137,7 @@ class _Walk:
         self.second = False
         self._names = Vocabulary()
         self._comms = Vocabulary()
+        self._instances = Vocabulary()
         self._tables: dict[str, pa.Schema] = {}
 
     def run(self, file: BinaryIO) -> None:
@@ -195,19 +201,29 @@ class _Walk:
         """Split the lines by event and have each read."""
         codes, values = self._names.codes(text, heads.name_start, heads.name_end)
         messages, forms = self._forms(text, heads, ends)
-        keys = codes.astype(np.int64) * 16 + forms
+        buffers, instances = self._buffers(text, starts, heads)
+        keys = (codes.astype(np.int64) * 16 + forms) << 20 | buffers
         order = np.argsort(keys, kind="stable")
         bounds = np.flatnonzero(np.diff(keys[order], prepend=-1))
         for begin, stop in zip(bounds.tolist(), [*bounds[1:].tolist(), len(order)], strict=True):
             mine = order[begin:stop]
             key = int(keys[mine[0]])
-            form = _FORMS[key & 15]
+            form, printed = _FORMS[key >> 20 & 15], values[key >> 24]
             if form == "":
                 self._unparsed(text, starts[heads.line[mine]])
                 continue
-            self._event(
-                text, starts, ends, heads.pick(mine), messages[mine], chain, mine, _name(values[key >> 4], form)
-            )
+            name = _name(printed, form)._replace(instance=instances[key & 0xFFFFF])
+            self._event(text, starts, ends, heads.pick(mine), messages[mine], chain, mine, name)
+
+    def _buffers(self, text: Text, starts: Places, heads: Heads) -> tuple[Places, list[str]]:
+        """Which buffer each line is of: trace-cmd prints the name of an instance before the task's."""
+        begin, stop = starts[heads.line], heads.comm_end - COMM_WIDTH
+        wide = stop > begin
+        if self.kind.perf or not wide.any():
+            return np.zeros(len(begin), np.int64), [""]
+        front = np.where(wide, text.find(begin, ord(":"), stop), begin)
+        codes, values = self._instances.codes(text, begin, np.where(front < stop, front, begin))
+        return codes.astype(np.int64), [value.decode("utf-8", "replace").strip() for value in values]
 
     def _unparsed(self, text: Text, places: Places) -> None:
         if not self.second:
@@ -331,7 +347,7 @@ class _Walk:
             anomalies["text_fits_no_known_format"] = sum(unfit.values())
             self.notes.features["text_fits_no_known_format"] = dict(sorted(unfit.items()))
         return TraceMetadata(
-            self.kind.name, self.size, self.notes.machine, {"name": None, "version": None, "cmdline": None},
+            self.kind.name, self.size, self.notes.machine, {"name": self.kind.recorder, "version": None, "cmdline": None},
             self._clock(), self.notes.lost(), anomalies, None, self.notes.features,
         )  # fmt: skip
 
@@ -342,7 +358,7 @@ class _Walk:
         counter = 0 in shown
         digits = min((abs(number) for number in shown if number), default=0)
         return {
-            "name": "relative to the first event in the buffer" if relative else "counter" if counter else None,
+            "name": "relative to the first event in the buffer" if relative else "counter" if counter else "unknown",
             "resolution_ns": None if counter or not digits else 10 ** (9 - digits),
             "wall_offset_ns": None,
         }
