@@ -17,8 +17,8 @@ def find_episodes(walks: pl.DataFrame, pairs: pl.DataFrame, calls: pl.DataFrame,
 
     Returns:
         episode (row number, in time order per task), task, call, try_walk, remove_walk, src, dst, order, visits,
-        in_migrate_pages (null: no call seen, or not recorded), moved (null: source not known), try_first_row, try_last_row,
-        try_return_row (null: not probed), first_row, and known: both walks seen, no event lost in either.
+        in_migrate_pages (null: no call seen, or not recorded), moved (null: source not known), try_first_row,
+        try_last_row, try_return_row (null: not probed), first_row, and known: both walks seen, no event lost in either.
     """
     tries = walks.filter(~pl.col("is_remove")).select(
         "order",

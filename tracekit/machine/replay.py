@@ -12,7 +12,7 @@ from tracekit.machine.entries import find_entries, fork_windows, pair_walks
 from tracekit.machine.episodes import entries_stayed, episode_of_walk, find_episodes
 from tracekit.machine.losses import lost_windows, touched
 from tracekit.machine.timeline import Kind, timeline
-from tracekit.machine.walks import Walks, find_walks
+from tracekit.machine.walks import Walks, find_walks, reach
 from tracekit.trace import Trace
 
 VISIT_EVENTS = ("try_to_migrate_one", "remove_migration_pte_visit")
@@ -54,11 +54,16 @@ def replay(trace: Trace, *, visits: bool = True) -> Replay:
     walks, calls = find_walks(rows), find_calls(rows)
     entries = find_entries(rows, walks)
     windows = lost_windows(trace, rows)
-    spans = calls.table.select(first_row="start_row", last_row=pl.coalesce("end_row", "start_row"))
+    spans = calls.table.select(
+        "start_ns",
+        first_row="start_row",
+        last_row=pl.coalesce("end_row", "start_row"),
+        end_ns=pl.coalesce("end_ns", "start_ns"),
+    )
     call_table = calls.table.with_columns(lost=pl.Series(touched(spans, windows, rows), dtype=pl.Boolean))
     first = walks.table["first_row"].to_numpy()
     walk_table = walks.table.with_columns(
-        lost=pl.Series(touched(walks.table, windows, rows), dtype=pl.Boolean),
+        lost=pl.Series(touched(reach(rows, walks), windows, rows), dtype=pl.Boolean),
         call=pl.Series(calls.of_row[first]).replace(-1, None),
     )
     stayed = entries_stayed(entries, trace.manifest["machine"]["arch"] or "")

@@ -147,6 +147,35 @@ def _walk_table(rows: pl.DataFrame, walk: Ints, visit: Ints) -> pl.DataFrame:
     return table.with_columns(return_row=_return_rows(rows, table))
 
 
+def reach(rows: pl.DataFrame, walks: Walks) -> pl.DataFrame:
+    """How far each walk can have gone beyond what is seen of it: to the rmap events of its task before and after it.
+
+    Returns:
+        first_row, last_row, start_ns, end_ns; a walk whose entry was probed begins there, one that none of its task's
+        events precedes or follows may have gone on for ever.
+    """
+    kind, task, time = (rows[name].to_numpy() for name in ("kind", "task", "time_ns"))
+    own, first, last = (walks.table[name].to_numpy() for name in ("task", "first_row", "last_row"))
+    at = np.flatnonzero(np.isin(kind, _ENDS_A_WALK))
+    around = np.concatenate(([-1], at, [len(rows)]))
+    before = around[np.searchsorted(at, first, side="left")]
+    after = around[np.searchsorted(at, last, side="right") + 1]
+    before = np.where(np.isin(kind[first], (Kind.TRY, Kind.REMOVE)), first, before)
+    begun = (before >= 0) & (task[before] == own)
+    over = after < len(rows)
+    over[over] = task[after[over]] == own[over]
+    first, last = np.where(begun, before, first), np.where(over, after, last)
+    ever = np.iinfo(np.int64)
+    return pl.DataFrame(
+        {
+            "first_row": first,
+            "last_row": last,
+            "start_ns": np.where(begun, time[first], ever.min),
+            "end_ns": np.where(over, time[last], ever.max),
+        }
+    )
+
+
 def _return_rows(rows: pl.DataFrame, table: pl.DataFrame) -> pl.Series:
     """Row of the return from try_to_migrate that ends each walk; null where none does."""
     kind, task = rows["kind"].to_numpy(), rows["task"].to_numpy()
