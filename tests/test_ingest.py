@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "formats"))
 import synthetic as syn
 
-from tracekit import _parquet, resources
+from tracekit import __version__, _parquet, resources
 from tracekit._columns import labels, numbers
 from tracekit._parquet import Tables
 from tracekit.errors import OutputError, TraceFormatError
@@ -65,6 +65,10 @@ def test_demo_capture(tmp_path):
         keys = [key for key in ("time_ns", "cpu", "seq") if key in rows.columns]
         assert rows.select(keys).equals(rows.select(keys).sort(keys, maintain_order=True)), name
     assert {path.name for path in trace.iterdir()} >= {"manifest.json", "events", "tasks.parquet", "maps.parquet"}
+
+
+def test_the_version_is_that_of_the_package():
+    assert sys.modules["tracekit.ingest"].VERSION == __version__
 
 
 def test_default_target_stands_beside_the_source(tmp_path):
