@@ -68,7 +68,7 @@ def test_demo_capture(tmp_path):
 
 
 def test_the_version_is_that_of_the_package():
-    assert sys.modules["tracekit.ingest"].VERSION == __version__
+    assert __version__ == sys.modules["tracekit.ingest"].VERSION
 
 
 def test_default_target_stands_beside_the_source(tmp_path):
