@@ -61,7 +61,7 @@ LEARN = {
     "latency": re.compile(rb"(?P<comm>.*)-\d+ +\d+[^\s\d]\S{3,4} +\d+us.: "),
     "perf": re.compile(
         rb"(?:(?P<comm> *\S.*?) +(?P<ids>-?\d+(?:/-?\d+)?)|(?P<bare> *-?\d+(?:/-?\d+)?))?"
-        rb"(?: +\[\d+\])?(?(comm) +|(?(bare) +| *))\d+\.(?:\d{6}|\d{9}): +\S"
+        rb"(?(comm) +|(?(bare) +| *))(?:\[\d+\] +)?\d+\.(?:\d{6}|\d{9}): +\S"
     ),
 }
 

@@ -66,7 +66,7 @@ def read(path: Path, kind: Kind, sink: Sink, options: ReadOptions) -> TraceMetad
     """Read the file at ``path``; see tracekit.formats.Reader."""
     try:
         with path.open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size if options.size_bytes is None else options.size_bytes
             walk = _Walk(kind, sink, options, size)
             walk.run(file)
     except OSError as error:
@@ -199,6 +199,8 @@ class _Walk:
 
     def _rows(self, text: Text, starts: Places, ends: Places, heads: Heads, chain: pa.Array | None) -> None:
         """Split the lines by event and have each read."""
+        if len(heads.line) == 0:
+            return
         codes, values = self._names.codes(text, heads.name_start, heads.name_end)
         messages, forms = self._forms(text, heads, ends)
         buffers, instances = self._buffers(text, starts, heads)
@@ -346,9 +348,9 @@ class _Walk:
         if unfit:
             anomalies["text_fits_no_known_format"] = sum(unfit.values())
             self.notes.features["text_fits_no_known_format"] = dict(sorted(unfit.items()))
+        recorder: dict[str, object] = {"name": self.kind.recorder, "version": None, "cmdline": None}
         return TraceMetadata(
-            self.kind.name, self.size, self.notes.machine, {"name": self.kind.recorder, "version": None, "cmdline": None},
-            self._clock(), self.notes.lost(), anomalies, None, self.notes.features,
+            self.kind.name, self.size, self.notes.machine, recorder, self._clock(), self.notes.lost(), anomalies, None, self.notes.features,
         )  # fmt: skip
 
     def _clock(self) -> dict[str, object]:
