@@ -54,21 +54,28 @@ class Walks(NamedTuple):
 def find_walks(rows: pl.DataFrame) -> Walks:
     """Group the visits of the timeline ``rows`` into walks, the entries into visits."""
     kind = rows["kind"].to_numpy()
-    task = rows["task"].to_numpy()
     folio = rows["folio"].fill_null(0).to_numpy()
-    walk = _number_walks(kind, task, folio)
+    run = _runs(rows)
+    walk = _number_walks(kind, run, folio)
     walk = _split_repeats(kind, walk, rows["vma"].fill_null(0).to_numpy())
-    visit, orphans = _visit_of_entries(kind, task)
+    visit, orphans = _visit_of_entries(kind, run)
     walk = np.where(visit >= 0, walk[visit], walk)
     position = _positions(kind, walk)
     return Walks(walk, visit, position, _walk_table(rows, walk, visit), orphans)
 
 
-def _number_walks(kind: npt.NDArray[np.uint8], task: npt.NDArray[np.int32], folio: npt.NDArray[np.uint64]) -> Ints:
+def _runs(rows: pl.DataFrame) -> Ints:
+    """int64[n_rows]: counts on where the task changes, or where rows of it were left out: no walk goes on across."""
+    left_out = pl.col("stretch").forward_fill().fill_null(0).cast(pl.Int64).diff().fill_null(0) > 1
+    changes = pl.col("task").diff().fill_null(0) != 0
+    return rows.select((left_out | changes).cum_sum().cast(pl.Int64)).to_series().to_numpy()
+
+
+def _number_walks(kind: npt.NDArray[np.uint8], run: Ints, folio: npt.NDArray[np.uint64]) -> Ints:
     """int64[n_rows]: walk of each walk entry and visit, -1 elsewhere."""
     at = np.flatnonzero(np.isin(kind, _ENDS_A_WALK))
     k, same = kind[at], np.zeros(len(at), dtype=bool)
-    same[1:] = (task[at][1:] == task[at][:-1]) & (folio[at][1:] == folio[at][:-1])
+    same[1:] = (run[at][1:] == run[at][:-1]) & (folio[at][1:] == folio[at][:-1])
     before = np.concatenate(([Kind.OTHER], k[:-1])) if len(k) else k
     starts, inside = np.zeros(len(at), dtype=bool), np.zeros(len(at), dtype=bool)
     for entry, visit, _ in _PHASES:
@@ -99,7 +106,7 @@ def _split_repeats(kind: npt.NDArray[np.uint8], walk: Ints, vma: npt.NDArray[np.
     return np.where(walk >= 0, np.cumsum(starts) - 1, -1)
 
 
-def _visit_of_entries(kind: npt.NDArray[np.uint8], task: npt.NDArray[np.int32]) -> tuple[Ints, dict[str, int]]:
+def _visit_of_entries(kind: npt.NDArray[np.uint8], run: Ints) -> tuple[Ints, dict[str, int]]:
     """int64[n_rows]: the visit in which an entry was set or restored: the task's last rmap event before it."""
     index = np.arange(len(kind))
     last = np.maximum.accumulate(np.where(np.isin(kind, _ENDS_A_WALK), index, -1)) if len(kind) else index
@@ -108,7 +115,7 @@ def _visit_of_entries(kind: npt.NDArray[np.uint8], task: npt.NDArray[np.int32]) 
     for (_, of_kind, entry), name in zip(_PHASES, ("set_without_visit", "restore_without_visit"), strict=True):
         at = np.flatnonzero(kind == entry)
         source = last[at]
-        explained = (source >= 0) & (kind[source] == of_kind) & (task[source] == task[at])
+        explained = (source >= 0) & (kind[source] == of_kind) & (run[source] == run[at])
         visit[at[explained]] = source[explained]
         orphans[name] = int(len(at) - explained.sum())
     return visit, orphans
