@@ -145,3 +145,14 @@ def test_faults_of_the_request(ingested: Callable[..., Any]) -> None:
         tk.replay(trace, ["counter_early_exit:speed=1"])
     with pytest.raises(errors.UsageError, match="fidelity"):
         tk.replay(trace, fidelity="imagined")
+
+
+def test_the_readme_example_runs(captures: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("perf.data").write_bytes(captures["demo"].read_bytes())
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["result"].document["policies"][-1]["ratio"]["median"] < 1
+    assert Path("plot.svg").exists()
