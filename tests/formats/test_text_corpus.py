@@ -1,4 +1,4 @@
-"""Real traces as text: as many rows as lines, and the tables of the binary file but for what the text does not print."""
+"""Real traces as text: as many rows as lines, and the tables of the binary file, but for what is not printed."""
 
 import importlib.util
 import json
@@ -87,11 +87,14 @@ def test_tracefs_has_a_row_per_line(path: Path, tmp_path: Path) -> None:
 def test_tracefs_migration_entries_are_those_printed(path: Path, tmp_path: Path) -> None:
     trace, _ = read(path, tmp_path / "trace")
     frame = pl.read_parquet(trace / "events/migrate/set_migration_pte.parquet").sort("seq")
-    found = [line for line in text_oracle.lines(path.read_bytes()) if line["rest"].startswith("set_migration_pte: addr")]
+    printed = text_oracle.lines(path.read_bytes())
+    found = [line for line in printed if line["rest"].startswith("set_migration_pte: addr")]
     hexadecimal = re.compile(r"(\w+)=(?:0x)?([0-9a-f]+)")
     for line, row in zip(found, frame.iter_rows(named=True), strict=True):
         fields = dict(hexadecimal.findall(line["rest"]))
-        assert {key: int(value, 16) for key, value in fields.items()} == {key: row[key] for key in ("addr", "pte", "order")}
+        assert {key: int(value, 16) for key, value in fields.items()} == {
+            key: row[key] for key in ("addr", "pte", "order")
+        }
         groups = line.groupdict()
         assert (row["comm"], row["tid"], row["cpu"]) == (groups["comm"].strip(), int(groups["tid"]), int(groups["cpu"]))
         assert row["pid"] == (int(groups["tgid"]) if groups.get("tgid") else None)

@@ -12,7 +12,9 @@ import pytest
 
 from tracekit.ingest import ingest
 
-EVENTS = "sched:sched_switch,sched:sched_process_fork,sched:sched_process_exit,task:task_newtask,kmem:rss_stat,tlb:tlb_flush"
+EVENTS = (
+    "sched:sched_switch,sched:sched_process_fork,sched:sched_process_exit,task:task_newtask,kmem:rss_stat,tlb:tlb_flush"
+)
 WORK = "for i in 1 2 3 4 5 6 7 8; do /bin/true; done; sh -c 'sleep 0.01'"
 EVERYTHING = {"comm", "pid", "tid", "cpu"}
 
@@ -56,9 +58,12 @@ def from_text(recording: Path, tmp_path: Path, *arguments: str) -> tuple[Path, d
         ("comm,tid,cpu,time,period,event,trace", {"comm", "tid", "cpu"}),
     ],
 )
-def test_any_choice_of_fields(recording: Path, tmp_path: Path, fields: str | None, shown: set[str], *, ns: bool) -> None:
-    arguments = [*(["-F", fields] if fields else []), *(["--ns"] if ns else [])]
-    trace, manifest, text = from_text(recording, tmp_path, *arguments, "-G" if fields in {None, "+pid"} else "--no-inline")
+def test_any_choice_of_fields(
+    recording: Path, tmp_path: Path, fields: str | None, shown: set[str], *, ns: bool
+) -> None:
+    without_chains = "-G" if fields in {None, "+pid"} else "--no-inline"
+    arguments = [*(["-F", fields] if fields else []), *(["--ns"] if ns else []), without_chains]
+    trace, manifest, text = from_text(recording, tmp_path, *arguments)
     assert manifest["anomalies"] == {}
     assert manifest["clock"]["resolution_ns"] == (1 if ns else 1000)
     compare(recording / "binary", trace, shown, ns=ns)

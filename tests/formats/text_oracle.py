@@ -11,7 +11,9 @@ _TASK = re.compile(
     r"^(?P<comm>.*)-(?P<tid>\d+)\s+(?:\(\s*(?P<tgid>\d+|-+)\)\s+)?\[(?P<cpu>\d+)\]\s+(?:(?P<flags>\S{4,5})\s+)?"
     r"(?P<sec>\d+)\.(?P<part>\d+): (?P<rest>.*)$"
 )
-_LATENCY = re.compile(r"^(?P<comm>.*)-(?P<tid>\d+)\s+(?P<cpu>\d+)(?P<flags>[^\s\d]\S{4})\s+(?P<us>\d+)us.: (?P<rest>.*)$")
+_LATENCY = re.compile(
+    r"^(?P<comm>.*)-(?P<tid>\d+)\s+(?P<cpu>\d+)(?P<flags>[^\s\d]\S{4})\s+(?P<us>\d+)us.: (?P<rest>.*)$"
+)
 _RAW = re.compile(r"^\d+ \d+ \d+ type: (\d+)$")
 _PERF = re.compile(r"^.*?\s\d+\.\d+:\s+(?P<event>\w+:\w+): ?.*$")
 
@@ -49,10 +51,13 @@ def lines(text: bytes) -> list[re.Match[str]]:
 
 def count_tasks(text: bytes) -> Counter[str]:
     """Events by name; those whose message starts with an address in brackets are probes."""
-    raw = Counter(f"tracepoint_{found[1]}" for line in text.decode().split("\n") if (found := _RAW.match(line)))
+    types = (_RAW.match(line) for line in text.decode().split("\n"))
+    raw = Counter(f"tracepoint_{found[1]}" for found in types if found)
     return raw + Counter(event_of(line["rest"]) for line in lines(text))
 
 
 def count_perf(text: bytes) -> Counter[str]:
     """Events by ``system:event``."""
-    return Counter(found["event"] for line in text.decode("utf-8", "replace").split("\n") if (found := _PERF.match(line)))
+    return Counter(
+        found["event"] for line in text.decode("utf-8", "replace").split("\n") if (found := _PERF.match(line))
+    )

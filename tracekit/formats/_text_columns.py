@@ -144,9 +144,7 @@ class Column:
     def _names(self, text: Text, value: Value) -> Named:
         assert self.names is not None
         assert self.type is not None
-        ends = value.ends.copy()
-        while len(rest := np.flatnonzero((text.bytes[ends - 1] == ord(" ")) & (ends > value.starts))):
-            ends[rest] -= 1
+        ends = text.strip(value.starts, value.ends)
         name = (self.name + "_name", labels(text, self._words, value.starts, ends, ends <= value.starts))
         if self.name_only:
             return [name]

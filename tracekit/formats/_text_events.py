@@ -134,9 +134,7 @@ class EventLines:
         """``function <-caller``, of which trace-cmd shows the function only."""
         arrow = text.find(at, ord("<"), end)
         has = (arrow < end) & text.equals(np.minimum(arrow, end), b"<-")
-        stop = np.where(has, arrow, end)
-        while len(rest := np.flatnonzero((text.bytes[stop - 1] == ord(" ")) & (stop > at))):
-            stop[rest] -= 1
+        stop = text.strip(at, np.where(has, arrow, end))
         begin = np.where(has, arrow + 2, end)
         begin = np.where(text.bytes[np.minimum(begin, end)] == ord("-"), begin + 1, begin)
         begin = np.minimum(text.skip_spaces(begin), end)

@@ -82,7 +82,8 @@ class GenericEvent:
         rest = self._known(text, at, end, np.arange(len(at)))
         while len(rest) and len(self.shapes) < MAX_SHAPES:
             row = rest[0]
-            shape = learn(text.raw[at[row] : end[row]], return_address_first=self.return_address_first)
+            line = text.raw[at[row] : min(end[row], at[row] + _MAX_LEARNT_BYTES + 1)]
+            shape = learn(line, return_address_first=self.return_address_first)
             if shape is None or any(known.template.pieces == shape.template.pieces for known in self.shapes):
                 self.has_text = True
                 rest = rest[1:]

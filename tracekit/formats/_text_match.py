@@ -15,6 +15,7 @@ from tracekit.formats._text_print import Piece
 
 STRINGS = frozenset({"string", "name", "flags", "truth", "skip", "symbol"})
 _SLOW_LINES = 1 << 14  # per call; more than that is a wrong template, not odd lines
+_SLOW_BYTES = 1 << 12  # of a line: a regular expression of many strings may take the square of it
 _MAX_STEPS = 12
 _PATTERNS = {
     "decimal": rb"(-?[0-9]{1,20})",
@@ -54,7 +55,7 @@ class Template:
 
     def match(self, text: Text, at: Places, end: Places) -> tuple[Mask, list[Value]]:
         """Which of the texts ``[at, end)`` fit, and the values of all pieces but the literals (of no use elsewhere)."""
-        end = _strip(text, at, end)
+        end = text.strip(at, end)
         fits = np.ones(len(at), bool)
         values: list[Value] = []
         cursor = at
@@ -78,7 +79,7 @@ class Template:
         return fits, values
 
     def _slowly(self, text: Text, at: Places, end: Places, fits: Mask, values: list[Value]) -> None:
-        rows = np.flatnonzero(~fits)[:_SLOW_LINES]
+        rows = np.flatnonzero(~fits & (end - at < _SLOW_BYTES))[:_SLOW_LINES]
         found = []
         spans = []
         for row in rows.tolist():
@@ -98,17 +99,6 @@ class Template:
                 value, good = number_at(text, starts, piece.kind)
                 values[number].number[found], values[number].negative[found] = value.number, value.negative
                 fits[found] &= good & (value.ends == ends)
-
-
-def _strip(text: Text, at: Places, end: Places) -> Places:
-    """``end`` without the spaces before it."""
-    rest = np.flatnonzero((text.bytes[end - 1] == ord(" ")) & (end > at))
-    if len(rest):
-        end = end.copy()
-    while len(rest):
-        end[rest] -= 1
-        rest = rest[(text.bytes[end[rest] - 1] == ord(" ")) & (end[rest] > at[rest])]
-    return end
 
 
 def _before(text: Text, at: Places, end: Places, literal: bytes, fits: Mask) -> Places:

@@ -350,7 +350,8 @@ class _Walk:
             self.notes.features["text_fits_no_known_format"] = dict(sorted(unfit.items()))
         recorder: dict[str, object] = {"name": self.kind.recorder, "version": None, "cmdline": None}
         return TraceMetadata(
-            self.kind.name, self.size, self.notes.machine, recorder, self._clock(), self.notes.lost(), anomalies, None, self.notes.features,
+            self.kind.name, self.size, self.notes.machine, recorder, self._clock(),
+            self.notes.lost(), anomalies, None, self.notes.features,
         )  # fmt: skip
 
     def _clock(self) -> dict[str, object]:
