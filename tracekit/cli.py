@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -108,7 +109,10 @@ def replay(
 ) -> None:
     """Replay a trace and predict what it would have cost under other policies."""
     from tracekit import pipeline, registry, reports
+    from tracekit.result import check_target
 
+    if output is not None:
+        check_target(output, force=force)
     names = registry.names("tracekit.policies") if all_policies else []
     trace = pipeline.load(path, progress=_progress("ingest"))
     result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity)
@@ -193,12 +197,18 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files need not be in the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         status = _run(sys.argv[1:])
     except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
         _drop_stdout()
         status = 0
     sys.exit(status)
+
+
+def _terminate(number: int, _frame: object) -> None:
+    """End as an interrupt does: what is half-written is taken away on the way out."""
+    sys.exit(128 + number)
 
 
 def _run(args: list[str]) -> int:

@@ -73,10 +73,7 @@ class Result:
         Raises:
             OutputError: it exists (and not ``force``, or it is no result), or cannot be written.
         """
-        if out.exists() and not force:
-            raise OutputError(f"{out} exists; give another -o, or --force to replace it")
-        if out.exists() and not (out / SUMMARY).is_file():
-            raise OutputError(f"{out} exists and is no result; --force replaces results only, give another -o")
+        check_target(out, force=force)
         try:
             scratch = Path(mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         except OSError as error:
@@ -97,6 +94,18 @@ class Result:
             raise OutputError(f"{out}: cannot be written: {error.strerror}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def check_target(out: Path, *, force: bool) -> None:
+    """Refuse to write a result over what must not be replaced: asked before the work, not only after it.
+
+    Raises:
+        OutputError: ``out`` exists, and not ``force``, or is no result.
+    """
+    if out.exists() and not force:
+        raise OutputError(f"{out} exists; give another -o, or --force to replace it")
+    if out.exists() and not (out / SUMMARY).is_file():
+        raise OutputError(f"{out} exists and is no result; --force replaces results only, give another -o")
 
 
 def open_result(path: Path) -> Result:
