@@ -59,7 +59,9 @@ def test_rows_and_values_equal_trace_cmd_report(folder, tmp_path):
     leaves = _merged_leaves(trace)
     rows = {key: sum(trace.rows[name] for name in names) for key, names in tables.items()}
     rows["", "funcgraph_exit"] = rows.get(("", "funcgraph_exit"), 0) - len(leaves)
-    assert {key: count for key, count in rows.items() if count} == Counter((l.instance, l.event) for l in report.lines)
+    assert {key: count for key, count in rows.items() if count} == Counter(
+        (line.instance, line.event) for line in report.lines
+    )
     for key, lines in expected.items():
         if "funcgraph" not in key[1]:
             _compare(trace, tables[key], lines)
@@ -137,7 +139,8 @@ def _compare_graph(trace: Trace, expected: dict[tuple[str, str], list[Line]], le
     entries = trace.table("events/ftrace/funcgraph_entry").join(leaves, on=["cpu", "seq"], how="left")
     exits = trace.table("events/ftrace/funcgraph_exit").join(leaves, left_on="seq", right_on="exit_seq", how="anti")
     exits = exits.with_columns(ns=pl.col("rettime") - pl.col("calltime"))
-    for kind, table in (("entry", entries.sort("time_ns", "cpu", "seq")), ("exit", exits.sort("time_ns", "cpu", "seq"))):
+    for kind, unsorted in (("entry", entries), ("exit", exits)):
+        table = unsorted.sort("time_ns", "cpu", "seq")
         lines = expected["", f"funcgraph_{kind}"]
         common = table.select("time_ns", "cpu", "tid", pl.col("comm").cast(pl.String)).rows()
         assert common == [(line.time_ns, line.cpu, line.tid, line.comm) for line in lines]
@@ -148,10 +151,10 @@ def _compare_graph(trace: Trace, expected: dict[tuple[str, str], list[Line]], le
             assert len(said["indent"]) == 2 * row["depth"], line
             if kind == "entry":
                 assert said["text"] == f"{row['func_name']}()" + (" {" if row["ns"] is None else ";")
-    _check_calls(trace, entries, leaves)
+    _check_calls(trace, entries)
 
 
-def _check_calls(trace: Trace, entries: pl.DataFrame, leaves: pl.DataFrame) -> None:
+def _check_calls(trace: Trace, entries: pl.DataFrame) -> None:
     """The derived table against its own events, with a stack for each task."""
     calls = trace.table("function_graph")
     exits = trace.table("events/ftrace/funcgraph_exit")

@@ -42,8 +42,8 @@ class Report(NamedTuple):
 def read_report(folder: Path) -> Report:
     """The oracle text of ``folder``, in its order."""
     path = folder / "oracle.report.txt"
-    text = path.read_text() if path.exists() else lzma.open(folder / "oracle.report.txt.xz", "rt").read()
-    return parse_report(text.split("\n"))
+    text = path.read_bytes() if path.exists() else lzma.decompress((folder / "oracle.report.txt.xz").read_bytes())
+    return parse_report(text.decode().split("\n"))
 
 
 def parse_report(texts: Iterator[str] | list[str]) -> Report:

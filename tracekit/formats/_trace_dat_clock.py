@@ -95,7 +95,7 @@ def _scale(contents: Contents) -> Scale | None:
 
 
 def _scaled(raw: UInt64s, scale: Scale) -> UInt64s:
-    """raw × mult >> shift in more than 64 bits."""
+    """Counter × mult >> shift in more than 64 bits."""
     low, high = raw & np.uint64(0xFFFFFFFF), raw >> np.uint64(32)
     mult, shift = np.uint64(scale.mult), scale.shift
     upper = high * mult
@@ -141,14 +141,14 @@ def _with_fractions(contents: Contents, data: bytes, position: int, found: list[
 def _sorted(shift: Shift) -> Shift:
     """By time, the first of each time."""
     _, first = np.unique(shift.time, return_index=True)
-    return Shift(*(column[first] for column in shift))
+    return Shift(shift.time[first], shift.offset[first], shift.scaling[first], shift.fraction[first])
 
 
 def _shifted(raw: UInt64s, shift: Shift, *, interpolate: bool) -> UInt64s:
     if len(shift.time) == 0:
         return raw
     if len(shift.time) == 1:
-        return raw + shift.offset.view(np.uint64)[0]
+        return raw + shift.offset.view(np.uint64)[:1]
     low = np.clip(np.searchsorted(shift.time, raw, "right") - 1, 0, len(shift.time) - 2)
     correction = shift.offset[low]
     if interpolate:

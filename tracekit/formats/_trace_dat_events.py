@@ -113,6 +113,7 @@ class _Layout:
         self.rows = EventRows(event._replace(fields=fixed))
         self.row_bytes = max(self.rows.row_bytes, self.tail.offset if self.tail else 0)
         self.counter = next((f for f in fixed if stack and f.name == "size"), None)
+        self.text = next((f for f in fixed if event.name == "bputs" and f.name == "str" and f.size in {4, 8}), None)
         self.addresses = [field for field in fixed if event.system == "ftrace" and field.name in _ADDRESSES]
         self.swaps = _swaps((*event.common, *fixed)) if big_endian else []
 
@@ -134,14 +135,14 @@ class Decoder(NamedTuple):
     """Decodes events of any number into ``sink``."""
 
     sink: Sink
-    count: Count
+    note: Count  # of anomalies
     comms: Comms
     symbols: Symbols
     big_endian: bool
 
     def decode(self, events: Events, event: TraceEvent) -> None:
         """Hand on the rows of ``events``, all of which are of ``event``."""
-        layout = event.layout(self.count, big_endian=self.big_endian)
+        layout = event.layout(self.note, big_endian=self.big_endian)
         if layout is None:
             self._write_raw(events, event, "event_without_format")
             return
@@ -155,17 +156,22 @@ class Decoder(NamedTuple):
         for offset, size, number in layout.swaps:
             _swap(rows.matrix, offset, size, number)
         columns = self._common(events, rows.column(4, _I32))
-        columns += layout.rows.decode(rows, Raws(events.arena, events.at, events.size), self.count)
+        columns += layout.rows.decode(rows, Raws(events.arena, events.at, events.size), self.note)
         for field in layout.addresses:
             kind = np.dtype(f"u{field.size}")
-            columns.append((_ADDRESSES[field.name], self.symbols.column(rows.column(field.offset, kind).astype(np.uint64))))
+            names = self.symbols.column(rows.column(field.offset, kind).astype(np.uint64))
+            columns.append((_ADDRESSES[field.name], names))
         if layout.tail is not None:
             columns += self._tail(events, layout, rows)
+        if layout.text is not None:  # bputs: the pointer's string
+            known = self.symbols.printk_formats
+            pointers = rows.column(layout.text.offset, np.dtype(f"u{layout.text.size}")).tolist()
+            columns.append(("buf", _columns.texts([known.get(one, hex(one)).removesuffix("\n") for one in pointers])))
         self._append(event.table, event, columns)
 
     def _write_raw(self, events: Events, event: TraceEvent, problem: str) -> None:
         """What has no format, or is shorter than it says, is kept as bytes."""
-        self.count(problem, len(events.at))
+        self.note(problem, len(events.at))
         raw = _columns.binary(events.arena, events.at, events.at + events.size)
         head = np.ascontiguousarray(gather(events.arena, events.at, 8)[:, 4:]).view(">i4" if self.big_endian else "<i4")
         columns = self._common(events, head.reshape(-1).astype(np.int32))
@@ -253,7 +259,9 @@ def gather(arena: Bytes, at: Places, row_bytes: int) -> np.ndarray[tuple[int, in
     """uint8[n, width]: copies of the first bytes of each event, one memcpy each; events are aligned to four bytes."""
     width = (row_bytes + 3) & ~3
     view: np.ndarray = np.ndarray(((len(arena) - width) // 4 + 1,), np.dtype((np.void, width)), arena.data, 0, (4,))
-    return view.take(at >> 2).view(np.uint8).reshape(len(at), width)
+    # not take(): that first copies the view whole, each event many times over
+    rows: np.ndarray = view[at >> 2].view(np.uint8)
+    return rows.reshape(len(at), width)
 
 
 def _swap(matrix: np.ndarray, offset: int, size: int, number: int) -> None:

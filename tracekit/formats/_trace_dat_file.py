@@ -8,7 +8,6 @@ import zlib
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from tracekit.errors import TraceFormatError
 from tracekit.formats._cursor import Cursor
 
 MAX_PART_BYTES = 128 << 20
@@ -17,6 +16,8 @@ MAX_CHUNK_BYTES = 16 << 20
 """Largest chunk of trace data; trace-cmd makes chunks of ten pages."""
 _LINE_BYTES = 4096
 _COMPRESSED = 1
+SECTION_HEAD = 16
+"""Bytes of a section's header."""
 
 
 class FileCursor(Cursor):
@@ -40,7 +41,7 @@ class FileCursor(Cursor):
             TraceFormatError: ``position`` is outside of it.
         """
         if not 0 <= position < self.file_bytes:
-            raise self.fail(f"{what} is to be at {position:#x}, the file ends at {self.file_bytes:#x}; it is damaged or cut")
+            raise self.fail(f"{what} is to be at {position:#x}, the file ends at {self.file_bytes:#x}; damaged or cut")
         return FileCursor(self.path, self.file, self.file_bytes, self.order, position)
 
     def take(self, size: int, what: str) -> bytes:

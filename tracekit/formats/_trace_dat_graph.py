@@ -1,10 +1,10 @@
 """funcgraph_entry and funcgraph_exit events → one row for each call of a function: ``function_graph``.
 
-A call is an entry and the exit of the same function that follows it at the same depth of the same task. Task 0 runs on
-all CPUs at once and counts as one task for each. No call is paired across a place where its CPU lost events.
+A call is an entry and the exit of the same function that follows it at the same depth of the same task. Task 0 runs
+on all CPUs at once and counts as one task for each. No call is paired across a place where its CPU lost events.
 
-Source: kernel/trace/trace_functions_graph.c, fgraph.c: calltime and rettime are of the clock ``local``, whatever the clock
-of the buffer is; kernel/trace/trace_entries.h.
+Source: kernel/trace/trace_functions_graph.c, fgraph.c: calltime and rettime are of the clock ``local``, whatever the
+clock of the buffer is; kernel/trace/trace_entries.h.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from tracekit.formats._trace_dat_symbols import Symbols
 
 _DEPTHS = 1 << 16
 MAX_HELD = 1 << 19
-"""Rows kept back until all calls that began before them have ended; beyond that, rows go out and those calls come late."""
+"""Rows kept back until all calls that began before them have ended; beyond that, those calls come late."""
 
 Columns = np.ndarray
 
@@ -148,7 +148,8 @@ def _left(events: GraphEvents, task: np.ndarray, order: np.ndarray) -> np.ndarra
 def _calls(events: GraphEvents, entries: np.ndarray, has_exit: np.ndarray) -> Calls:
     ended = has_exit[entries]
     exits = np.minimum(entries + 1, len(events.time_ns) - 1)
-    duration = np.where(events.duration_ns[exits] >= 0, events.duration_ns[exits], events.time_ns[exits] - events.time_ns[entries])
+    said = events.duration_ns[exits]
+    duration = np.where(said >= 0, said, events.time_ns[exits] - events.time_ns[entries])
     return Calls(
         events.time_ns[entries], events.cpu[entries], events.tid[entries], events.depth[entries], events.func[entries],
         np.where(ended, duration, -1), np.where(ended, events.overrun[exits], -1),

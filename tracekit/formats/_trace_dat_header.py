@@ -73,8 +73,8 @@ class Contents:
     def layout(self, page_bytes: int) -> PageLayout:
         """How pages of a buffer that says its pages have ``page_bytes`` look.
 
-        Recorders up to 3.2 write the machine's page size there whatever the kernel's sub-buffers have (6.8: up to 64 KB);
-        header_page knows.
+        Recorders up to 3.2 write the machine's page size there whatever the kernel's sub-buffers have (6.8: up to
+        64 KB); header_page knows.
         """
         if page_bytes == self.page_bytes and self.data_page_bytes % page_bytes == 0:
             page_bytes = self.data_page_bytes or page_bytes

@@ -16,7 +16,7 @@ def describe(
     """What the header and the walk say of the trace; ``losses``: events lost each time, −1 for an unknown number."""
     uname = _text(contents, header.UNAME).split()
     top = next((info for info in contents.buffers if not info.name), contents.buffers[0])
-    machine = {
+    machine: dict[str, object] = {
         # uname -s -n -r -m: the name of the host is nobody's business
         "release": uname[2] if len(uname) >= 4 else None,
         "arch": uname[-1] if len(uname) >= 4 else None,
@@ -24,9 +24,14 @@ def describe(
         "cpus": _cpus(contents),
         "nodes": None,
     }
-    recorder = {"name": "trace-cmd", "version": _text(contents, header.VERSION) or None, "cmdline": None}
+    recorder: dict[str, object] = {
+        "name": "trace-cmd",
+        "version": _text(contents, header.VERSION) or None,
+        "cmdline": None,
+    }
     known = [number for number in losses if number >= 0]
-    lost = {"events": sum(known) if len(known) == len(losses) else None, "records": len(losses)}
+    total = sum(known) if len(known) == len(losses) else None
+    lost: dict[str, object] = {"events": total, "records": len(losses)}
     return TraceMetadata(
         "trace.dat", contents.file_bytes, machine, recorder, clock.describe(top.clock), lost, anomalies, truncated,
         _features(contents, clock),
@@ -39,7 +44,8 @@ def _features(contents: Contents, clock: Clock) -> dict[str, object]:
         "compression": contents.codec.name,
         "big_endian": contents.order == ">",
         "sub_buffer_bytes": contents.buffers[0].layout.page_bytes,
-        # positions (seq): offsets in the file, or in compressed data the CPU's number in its table << 40 | offset in its pages
+        # positions (seq): offsets in the file; or, of compressed data, the CPU's place in its table << 40 | offset in
+        # its pages
         "seq": "cpu_and_page_offset" if contents.codec.name != "none" else "file_offset",
     }
     instances = {info.name: clock.describe(info.clock) for info in contents.buffers if info.name}
@@ -73,7 +79,7 @@ def _text(contents: Contents, number: int) -> str:
 
 
 def _stats(data: bytes) -> dict[str, object]:
-    """tracefs per_cpu/cpuN/stats: "overrun: 0"; an instance's begin with a line of its own."""
+    """What per_cpu/cpuN/stats says: "overrun: 0"; an instance's begin with a line of its own."""
     found: dict[str, object] = {}
     for line in data.split(b"\0", 1)[0].decode("utf-8", "replace").splitlines():
         if line.startswith("CPU:"):

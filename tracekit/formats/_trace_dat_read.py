@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,7 @@ from tracekit._columns import Bytes
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
 from tracekit.formats._perf_events import safe_name
+from tracekit.formats._trace_dat_backlog import Backlog
 from tracekit.formats._trace_dat_clock import Clock
 from tracekit.formats._trace_dat_events import Decoder, Events, EventTables
 from tracekit.formats._trace_dat_graph import CallGraph
@@ -40,7 +42,7 @@ def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
             before = os.fstat(file.fileno())
             contents = read_contents(path, file, before.st_size)
             if not contents.buffers:
-                raise TraceFormatError(path, None, "holds the text of a latency tracer and no events; trace-cmd report prints it")
+                raise TraceFormatError(path, None, "holds a latency tracer's text only; trace-cmd report prints it")
             walk = _Walk(contents, sink, options)
             walk.run(file)
             after = os.fstat(file.fileno())
@@ -95,15 +97,9 @@ class _Walk:
         pending: list[Future[None]] = []
         try:
             for window in windows:
-                tasks = buffer.tasks(window)
-                _finish(pending)
-                self.sink.settle()
-                if pool is None:
-                    for task in tasks:
-                        task()
-                else:
-                    pending[:] = [pool.submit(task) for task in tasks]
+                self._run(buffer.tasks(window), pool, pending)
                 self._report(window.done_bytes)
+            self._run(buffer.rest(), pool, pending)
             _finish(pending)
         finally:
             for future in pending:
@@ -115,6 +111,16 @@ class _Walk:
                 self.count("cpu_data_cut")
                 if self.truncated is None or stream.truncated.offset < self.truncated.offset:
                     self.truncated = stream.truncated
+
+    def _run(self, tasks: list[Task], pool: ThreadPoolExecutor | None, pending: list[Future[None]]) -> None:
+        """Wait for the tasks of the window before, then start these."""
+        _finish(pending)
+        self.sink.settle()
+        if pool is None:
+            for task in tasks:
+                task()
+        else:
+            pending[:] = [pool.submit(task) for task in tasks]
 
     def _attach(self, arena: Bytes, events: CpuEvents, fresh: int) -> None:
         self.stacks.attach(arena, events, fresh)
@@ -134,6 +140,7 @@ class _Buffer:
         self.tables = EventTables(walk.contents.formats, walk.options.events, root)
         calls = CallGraph(walk.sink, f"{root}function_graph", walk.symbols)
         self.graph = GraphReader(walk.contents, self.tables, calls)
+        self.backlog = Backlog()
 
     def tasks(self, window: Window) -> list[Task]:
         """What there is to do for a window, in any order."""
@@ -145,33 +152,39 @@ class _Buffer:
         cpu = np.repeat([cpu for cpu, _ in window.cpus], [len(part.at) for part in parts]).astype(np.int32)
         # CPUs come in order, events of each in order of their place: a stable sort by time orders by all three
         order = np.argsort(both.time_ns, kind="stable")
-        by_number = np.argsort(both.number.take(order), kind="stable")
+        by_number = np.argsort(both.kind.take(order), kind="stable")
         order = order.take(by_number)
-        number = both.number.take(order)
+        number = both.kind.take(order)
         starts = np.flatnonzero(np.diff(number.astype(np.int32), prepend=-1))
         events = Events(window.arena, both.at, both.size, both.time_ns, cpu, both.seq, both.chain)
         ends = np.append(starts[1:], len(number))
-        tasks = []
-        groups = {}
-        for kind, start, end in zip(number[starts].tolist(), starts.tolist(), ends.tolist(), strict=True):
-            groups[kind] = order[start:end]
+        groups = {
+            kind: order[start:end]
+            for kind, start, end in zip(number[starts].tolist(), starts.tolist(), ends.tolist(), strict=True)
+        }
+        ready = []
+        for kind, mine in groups.items():
             if self.tables.event(kind).wanted:
-                tasks.append((end - start, self._task(events, kind, order[start:end])))
-        tasks.sort(key=lambda task: -task[0])
+                batch = self.backlog.add(kind, events.pick(mine))
+                if batch is not None:
+                    ready.append((kind, batch))
+        ready += [(kind, self.backlog.take(kind)) for kind in self.backlog.excess()]
         graph = self.graph.task(events, both.gap, groups)
-        return [task for _, task in tasks] + ([graph] if graph is not None else [])
+        return self._tasks(ready) + ([graph] if graph is not None else [])
 
-    def _task(self, events: Events, kind: int, mine: np.ndarray) -> Task:
-        def task() -> None:
-            self.walk.decoder.decode(events.pick(mine), self.tables.event(kind))
+    def rest(self) -> list[Task]:
+        """What is left to do after the last window."""
+        return self._tasks([(kind, self.backlog.take(kind)) for kind in self.backlog.kinds()])
 
-        return task
+    def _tasks(self, ready: list[tuple[int, Events]]) -> list[Task]:
+        ready.sort(key=lambda batch: -len(batch[1].at))
+        return [partial(self.walk.decoder.decode, batch, self.tables.event(kind)) for kind, batch in ready]
 
     def _write_lost(self, lost: list[Lost]) -> None:
         if not lost:
             return
         lost = sorted(lost)
-        self.walk.losses += [one.count for one in lost]
+        self.walk.losses += [one.events for one in lost]
         time_ns, cpu, count, seq = (np.array(column, np.int64) for column in zip(*lost, strict=True))
         named = [
             ("time_ns", _columns.numbers(time_ns)),

@@ -29,7 +29,7 @@ class _StackLayout(NamedTuple):
     number: int  # common_type
     offset: int
     width: int  # of an address
-    count: Field | None  # the field that counts them; older kernels end with −1
+    counter: Field | None  # the field that counts them; older kernels end with −1
 
 
 class Stacks:
@@ -47,26 +47,26 @@ class Stacks:
         ]
 
     def attach(self, arena: Bytes, events: CpuEvents, fresh: int) -> None:
-        """Set ``chain`` of those ``events`` of one CPU, in ``arena``, that have a stack among those from ``fresh`` on."""
+        """Set ``chain`` of those ``events`` of one CPU that have a stack among those from ``fresh`` on."""
         for layout in self.kernel:
-            mine = fresh + np.flatnonzero(events.number[fresh:] == layout.number)
+            mine = fresh + np.flatnonzero(events.kind[fresh:] == layout.number)
             if len(mine):
                 ids = self._ids(arena, events.at[mine], events.size[mine], layout)
-                _attach(np.isin(events.number, self.all), events.tid, events.chain, mine, ids)
+                _attach(np.isin(events.kind, self.all), events.tid, events.chain, mine, ids)
 
     def _ids(self, arena: Bytes, at: Places, size: Places, layout: _StackLayout) -> np.ndarray:
         """uint32[n] numbers of the chains."""
         length = np.maximum(size - layout.offset, 0) // layout.width
-        if layout.count is not None:
-            place = at[:, None] + layout.count.offset + np.arange(layout.count.size)
-            kind = np.dtype(f"{self.order}i{layout.count.size}")
+        if layout.counter is not None:
+            place = at[:, None] + layout.counter.offset + np.arange(layout.counter.size)
+            kind = np.dtype(f"{self.order}i{layout.counter.size}")
             stored = np.ascontiguousarray(arena.take(place, mode="clip")).view(kind).reshape(-1).astype(np.int64)
             length = np.clip(stored, 0, length)
         begin = at + layout.offset
         flat, offsets = pick(arena, begin, begin + length * layout.width)
         ips = flat.view(np.dtype(f"{self.order}u{layout.width}")).astype(np.uint64)
         starts = offsets[:-1] // layout.width
-        if layout.count is None:
+        if layout.counter is None:
             end = np.uint64((1 << (8 * layout.width)) - 1)
             ends = np.append(np.flatnonzero(ips == end), len(ips))
             length = np.minimum(length, ends[np.searchsorted(ends, starts)] - starts)

@@ -60,7 +60,7 @@ class PageStream:
         """Fill ``arena`` with whole pages; returns how many bytes."""
         size = min(len(arena), self.end - self.position)
         size -= size % self.page_bytes
-        done = os.preadv(self.source.file.fileno(), [memoryview(arena[:size])], self.position) if size > 0 else 0
+        done = os.preadv(self.source.file.fileno(), [arena[:size].data], self.position) if size > 0 else 0
         done -= done % self.page_bytes
         if done < size:  # the file became shorter
             self.end = self.position + done

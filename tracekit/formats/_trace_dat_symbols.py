@@ -1,7 +1,7 @@
 """Addresses → names: the copies of /proc/kallsyms, printk_formats and saved_cmdlines that a trace.dat file holds.
 
-Source: trace-cmd.dat.v7.5.txt; libtraceevent event-parse.c find_func(): an address has the name of the nearest symbol at
-or below it.
+Source: trace-cmd.dat.v7.5.txt; libtraceevent event-parse.c find_func(): an address has the name of the nearest symbol
+at or below it.
 """
 
 import re
@@ -44,7 +44,7 @@ class Symbols:
     def printk_formats(self) -> dict[int, str]:
         """Format strings that trace_printk() keeps out of the buffer, by address."""
         return {
-            int(line[1], 16): _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[0]), line[2].decode("utf-8", "replace"))
+            int(line[1], 16): _ESCAPE.sub(_unescaped, line[2].decode("utf-8", "replace"))
             for line in _PRINTK.finditer(self._printk)
         }
 
@@ -72,6 +72,10 @@ class Symbols:
             if code == len(self._texts):
                 self._texts.append(text)
         return code
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return _ESCAPED.get(found[1], found[0])
 
 
 class Comms:

@@ -3,6 +3,8 @@
 Source: trace-cmd.dat.v6.5.txt.
 """
 
+from typing import Literal
+
 from tracekit.errors import TraceFormatError
 from tracekit.formats import _trace_dat_header as header
 from tracekit.formats._trace_dat_file import FileCursor
@@ -69,7 +71,7 @@ def _read_table(cursor: FileCursor, contents: Contents, tag: bytes, name: str, c
 
 def _read_instance(cursor: FileCursor, contents: Contents, data: bytes, cpus: int, clock: str) -> None:
     """A BUFFER option: u64 offset of a tag and a table, and a name."""
-    order = "little" if contents.order == "<" else "big"
+    order: Literal["little", "big"] = "little" if contents.order == "<" else "big"
     name = data[8:].split(b"\0", 1)[0].decode("utf-8", "replace")
     try:
         there = cursor.at(int.from_bytes(data[:8], order), f"instance {name!r}")

@@ -4,11 +4,12 @@ Source: trace-cmd.dat.v7.5.txt.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from tracekit.errors import TraceFormatError
 from tracekit.formats import _trace_dat_header as header
 from tracekit.formats._cursor import Cursor
-from tracekit.formats._trace_dat_file import FileCursor, section_at, section_data
+from tracekit.formats._trace_dat_file import SECTION_HEAD, FileCursor, section_at, section_data
 from tracekit.formats._trace_dat_header import (
     BUFFER,
     BUFFER_TEXT,
@@ -22,6 +23,7 @@ from tracekit.formats._trace_dat_header import (
     BufferInfo,
     Contents,
 )
+from tracekit.formats._trace_dat_salvage import find_buffers, find_sections
 
 _MAX_OPTION_SECTIONS = 1 << 14
 Part = Callable[[Cursor, Contents], None]
@@ -34,15 +36,22 @@ def read(cursor: FileCursor, contents: Contents) -> None:
         TraceFormatError: it is damaged, or cut so early that no trace data is left.
     """
     first = cursor.u64("offset of the options")
+    start = cursor.position
     try:
         _read_options(cursor, contents, first)
     except TraceFormatError as error:
         header.soft(contents, error, "options_not_read")
-    parts = {number: data for number, data in contents.options if number in _PARTS}
+    order: Literal["little", "big"] = "little" if cursor.order == "<" else "big"
+    parts = {number: int.from_bytes(data[:8], order) for number, data in contents.options if number in _PARTS}
+    sections = [] if contents.truncated is None else list(find_sections(cursor, start))
+    for section in sections:
+        parts.setdefault(section.id, section.body - SECTION_HEAD)
     for number in _PARTS:
         if number in parts:
             _read_part(cursor, contents, number, parts[number])
     contents.buffers = [info._replace(layout=contents.layout(info.layout.page_bytes)) for info in contents.buffers]
+    if sections and not contents.buffers:
+        find_buffers(cursor, contents, sections)
     if not contents.buffers and not contents.texts:
         problem = contents.truncated[1] if contents.truncated else "has no buffer"
         raise cursor.fail(f"no trace data can be found: {problem}")
@@ -91,8 +100,7 @@ def _read_buffer(cursor: FileCursor, contents: Contents, number: int, data: byte
     contents.buffers.append(BufferInfo(name, clock, contents.layout(page_bytes), table, compressed))
 
 
-def _read_part(cursor: FileCursor, contents: Contents, number: int, data: bytes) -> None:
-    offset = int.from_bytes(data[:8], "little" if cursor.order == "<" else "big")
+def _read_part(cursor: FileCursor, contents: Contents, number: int, offset: int) -> None:
     try:
         there = cursor.at(offset, f"section {number}")
         section = section_at(there)

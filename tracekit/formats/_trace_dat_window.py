@@ -1,7 +1,7 @@
 """The streams of all CPUs of a buffer → windows of events in order of time.
 
-Each CPU's events are in order; a window ends where the first of the CPUs that have more runs out of what was read of it.
-Pages with events beyond that are kept for the next window, the others make room.
+Each CPU's events are in order; a window ends where the first of the CPUs that have more runs out of what was read of
+it. Pages with events beyond that are kept for the next window, the others make room.
 
 The memory of a window is bounded by the pages read at a time, whatever the file says.
 """
@@ -17,7 +17,7 @@ from tracekit.formats._trace_dat_clock import Clock
 from tracekit.formats._trace_dat_header import BufferInfo
 from tracekit.formats._trace_dat_stream import Stream
 
-WINDOW_BYTES = 16 << 20
+WINDOW_BYTES = 8 << 20
 SLACK_BYTES = 1 << 16
 """Behind the pages, so that rows of an event may be copied in their full width wherever it stands."""
 
@@ -32,7 +32,7 @@ class CpuEvents(NamedTuple):
     size: Places
     time_ns: Places
     seq: Places
-    number: np.ndarray  # uint16: common_type
+    kind: np.ndarray  # uint16: common_type
     tid: np.ndarray  # int32: common_pid
     chain: np.ndarray  # uint32
     gap: np.ndarray  # int32: how many times events were lost before
@@ -50,7 +50,7 @@ class Lost(NamedTuple):
 
     time_ns: int
     cpu: int
-    count: int  # −1: unknown
+    events: int  # −1: unknown
     seq: int
 
 
@@ -104,12 +104,12 @@ class Windows:
         self.attach = attach
         self.count = count
         self.cpus = [
-            _Cpu(number, data.cpu, stream)
-            for number, (data, stream) in enumerate(zip(info.cpus, streams, strict=True))
+            _Cpu(number, data.cpu, stream) for number, (data, stream) in enumerate(zip(info.cpus, streams, strict=True))
         ]
         self.cpus.sort(key=lambda cpu: cpu.cpu)
         self._lost: list[Lost] = []
         self._arena: Bytes = np.empty(0, np.uint8)
+        self._spare: list[Bytes] = []
 
     def __iter__(self) -> Iterator[Window]:
         while not all(cpu.done for cpu in self.cpus):
@@ -124,7 +124,7 @@ class Windows:
         hungry = [cpu for cpu in self.cpus if cpu.wants(WINDOW_BYTES // page_bytes // max(2 * active, 1))]
         kept = sum(len(cpu.pages) for cpu in self.cpus) * page_bytes
         share = max((WINDOW_BYTES - kept) // max(len(hungry), 1) // page_bytes, 1) * page_bytes
-        arena = np.empty(kept + sum(min(share, cpu.stream.most_bytes) for cpu in hungry) + SLACK_BYTES, np.uint8)
+        arena = self._room(kept + sum(min(share, cpu.stream.most_bytes) for cpu in hungry) + SLACK_BYTES)
         begin = position = self._keep(arena)
         spans = []
         for cpu in hungry:
@@ -136,6 +136,17 @@ class Windows:
         self._arena = arena[: position + SLACK_BYTES]
         if position > begin:
             self._take_in(begin, position, spans)
+
+    def _room(self, size: int) -> Bytes:
+        """An array for the next window: the one before last, if it is large enough, which saves the kernel clearing it.
+
+        Whoever takes windows is done with one before he asks for the next but one.
+        """
+        spare = self._spare.pop(0) if len(self._spare) > 1 else np.empty(0, np.uint8)
+        if len(spare) < size:
+            spare = np.empty(size, np.uint8)
+        self._spare.append(spare)
+        return spare[:size]
 
     def _keep(self, arena: Bytes) -> int:
         """Copy the pages that waiting events are in; returns where they end."""
@@ -158,16 +169,17 @@ class Windows:
         """Decode the pages at ``[begin, end)`` of the arena and give each CPU its own."""
         page_bytes = self.layout.page_bytes
         found = decode_pages(self._arena[begin:end], self.layout)
-        for kind, number in found.problems.items():
-            self.count(kind, number)
+        for problem, number in found.problems.items():
+            self.count(problem, number)
         at = found.at + begin
         head = self._arena.view(np.uint32)
-        number = head.take(at >> 2)
+        kind = head.take(at >> 2)
         tid = head.take((at >> 2) + 1)
         if self.layout.big_endian:
-            number, tid = number.byteswap() >> np.uint32(16), tid.byteswap()
-        number, tid = (number & np.uint32(0xFFFF)).astype(np.uint16), tid.view(np.int32)
-        bounds = np.searchsorted(found.page, [(start - begin) // page_bytes for _, start, _, _ in spans] + [len(found.missed)])
+            kind, tid = kind.byteswap() >> np.uint32(16), tid.byteswap()
+        kind, tid = (kind & np.uint32(0xFFFF)).astype(np.uint16), tid.view(np.int32)
+        firsts = [(start - begin) // page_bytes for _, start, _, _ in spans]
+        bounds = np.searchsorted(found.page, [*firsts, len(found.missed)])
         for (cpu, start, size, seq), low, high in zip(spans, bounds.tolist(), bounds[1:].tolist(), strict=False):
             first = (start - begin) // page_bytes
             missed = found.missed[first : first + size // page_bytes]
@@ -175,7 +187,7 @@ class Windows:
             self._note_lost(cpu, missed, found.first_stamp[first : first + len(missed)], seq)
             events = CpuEvents(
                 at[low:high], found.size[low:high], self.clock.times(found.stamp[low:high], cpu.number),
-                at[low:high] - start + seq, number[low:high], tid[low:high],
+                at[low:high] - start + seq, kind[low:high], tid[low:high],
                 np.full(high - low, 0xFFFFFFFF, np.uint32), gaps.take(found.page[low:high] - first),
             )  # fmt: skip
             cpu.gaps = int(gaps[-1]) if len(gaps) else cpu.gaps

@@ -12,7 +12,7 @@ _MAGIC = b"\x17\x08\x44tracing"
 
 
 def sniff(head: bytes) -> bool:
-    """Whether the file starts as trace.dat files do; perf's TRACING_DATA block has the same start, but says 0.5 or 0.6."""
+    """Whether the file starts as trace.dat files do; perf's TRACING_DATA block does so too, but says 0.5 or 0.6."""
     return head.startswith(_MAGIC) and head[len(_MAGIC) : len(_MAGIC) + 2] != b"0."
 
 
