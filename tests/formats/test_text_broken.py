@@ -129,6 +129,15 @@ def test_what_is_not_understood_is_counted_and_located(tmp_path: Path) -> None:
     assert rows(found[1]) == 20
 
 
+def test_a_million_names_make_no_million_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_text_read, "MAX_EVENTS", 20)
+    text = "".join(FRONT.format(n) + f"name_{n}: x={n}\n" for n in range(50)).encode()
+    found = read(tmp_path, text)
+    assert found is not None
+    assert found[1]["anomalies"] == {"too_many_events": 30}
+    assert rows(found[1]) == 20
+
+
 def test_losses_stand_where_they_happened(tmp_path: Path) -> None:
     header = b"# tracer: nop\n#\n# entries-in-buffer/entries-written: 10/25   #P:4\n#\n"
     lost = b"CPU:3 [LOST 57 EVENTS]\nCPU:1 [LOST EVENTS]\n"

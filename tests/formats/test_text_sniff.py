@@ -40,6 +40,7 @@ TEXTS = {
         b"[001]   308.433172:   tlb:tlb_flush: pages=-1\n",
         b"            perf  1565   308.433172:     250000 cycles:  ffffffff81000000 native_write_msr ([k])\n",
         b"            perf  1565   308.433172:     250000 cpu/cycles/: \n\tffffffff81000000 native_write_msr\n",
+        b"# ========\n# captured on    : Fri Nov 20 21:24:01 2026\n# header version : 1\n# data offset    : 1\n",
         b":1234  1234 [001]   308.433172:       tlb:tlb_flush: pages=-1\n",
     ],
 }

@@ -38,6 +38,8 @@ from tracekit.formats._text_lines import COMM_WIDTH, HeadFinder, Heads
 
 CHUNK_BYTES = 8 << 20
 MAX_LINE_BYTES = 1 << 20
+MAX_EVENTS = 1 << 11
+"""Distinct names in one file. A kernel has as many tracepoints, a trace some hundreds; each becomes a table."""
 
 
 class Kind(NamedTuple):
@@ -215,6 +217,9 @@ class _Walk:
                 self._unparsed(text, starts[heads.line[mine]])
                 continue
             name = _name(printed, form)._replace(instance=instances[key & 0xFFFFF])
+            if name not in self.events and len(self.events) >= MAX_EVENTS:
+                self._unparsed(text, starts[heads.line[mine]], "too_many_events")
+                continue
             self._event(text, starts, ends, heads.pick(mine), messages[mine], chain, mine, name)
 
     def _buffers(self, text: Text, starts: Places, heads: Heads) -> tuple[Places, list[str]]:
@@ -227,10 +232,10 @@ class _Walk:
         codes, values = self._instances.codes(text, begin, np.where(front < stop, front, begin))
         return codes.astype(np.int64), [value.decode("utf-8", "replace").strip() for value in values]
 
-    def _unparsed(self, text: Text, places: Places) -> None:
+    def _unparsed(self, text: Text, places: Places, kind: str = "unparsed_line") -> None:
         if not self.second:
             for place in places.tolist():
-                self.notes.unparsed(text.origin + place, "unparsed_line")
+                self.notes.unparsed(text.origin + place, kind)
 
     def _forms(self, text: Text, heads: Heads, ends: Places) -> tuple[Places, np.ndarray]:
         """Where each line's message starts, and how it names its event (a number in _FORMS)."""

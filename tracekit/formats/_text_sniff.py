@@ -13,6 +13,7 @@ _FTRACE_HEADER = re.compile(
 _TRACE_CMD_HEADER = re.compile(
     rb"cpus=\d+\s|(?:trace-cmd: )?\s*version = [67]\s|CPU:\s?\d+ \[(?:\d+ )?EVENTS DROPPED\]"
 )
+_PERF_HEADER = re.compile(rb"# =+\n# captured on +: ")  # perf script --header
 _FLAGS = rb"[dDbX.][A-Za-z.][A-Za-z.][0-9a-f.]{1,2} +"
 _TASK = (
     rb" *\S[^\n]{0,60}?-\d{1,10} +(?:\( *(?:\d+|-+)\) +)?\[\d{3,5}\] +(?:" + _FLAGS + rb")?"
@@ -35,6 +36,8 @@ def kind_of(head: bytes) -> str:
         return "ftrace_text"
     if _TRACE_CMD_HEADER.match(head):
         return "trace_cmd_report"
+    if _PERF_HEADER.match(head):
+        return "perf_script"
     found = _TASK_LINE.match(head)
     if found is not None:
         padded = found["instance"] or (found["part"] and len(found["part"]) == 9) or len(found["pad"]) > 2
