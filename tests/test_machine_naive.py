@@ -374,6 +374,50 @@ def test_marks_nest(traced, tmp_path):
     assert replayed.anomalies == {}
 
 
+@pytest.mark.parametrize("between", ["ftrace:print", "syscalls:sys_exit_write", "kprobes:try_to_migrate_ret", None])
+def test_a_walk_ends_where_its_task_is_seen_elsewhere(between, tmp_path):
+    script = traces.Script()
+    script.remove(FOLIOS[0], [-1])
+    if between:
+        script.add(between, **({"buf": "a_begin"} if between == "ftrace:print" else {}))
+    script.remove(FOLIOS[0], [-2])
+    check(script.events)
+    ops = machine.replay(traces.write(tmp_path / "t", script.events)).operations
+    assert ops["position"].drop_nulls().to_list() == [0, 0 if between else 1]
+
+
+def test_an_entry_stands_in_a_page_table_whatever_becomes_of_its_vma(tmp_path):
+    """mprotect() or a merge may put another VMA over it between the walks; without mm nothing shows that."""
+    script = traces.Script()
+    script.migrate(FOLIOS[0], FOLIOS[4], [-1], [-1])
+    other = [
+        event._replace(fields=event.fields | {"vma": 0x999}) if event.name == "kprobes:remove_migration_pte" else event
+        for event in script.events
+    ]
+    check(other)
+    bare = [e._replace(fields={key: value for key, value in e.fields.items() if key != "mm"}) for e in other]
+    check(bare, without=("mm",))
+    found = []
+    for name, events, without in (("mm", other, ()), ("vma", bare, ("mm",))):
+        ops = machine.replay(traces.write(tmp_path / name, events, without=without)).operations["op"]
+        found.append(ops.is_in(["migration_entry.fork_copy", "migration_entry.zap"]).sum())
+    assert found == [0, 2]
+
+
+def test_a_call_is_over_where_a_system_call_followed_that_migrated_nothing(tmp_path):
+    """The timeline leaves that one out; the end of a migrate_pages() behind it belongs to one whose start was lost."""
+    script = traces.Script()
+    script.start("compaction")
+    script.migrate(FOLIOS[0], FOLIOS[4], [-1], [-1])
+    script.enter("ioctl")
+    script.exit("ioctl")
+    script.migrate(FOLIOS[1], FOLIOS[5], [-1], [-1])
+    script.end()
+    check(script.events)
+    calls = machine.replay(traces.write(tmp_path / "t", script.events)).calls
+    assert calls.select("name", "end_row").rows() == [("compaction", None)]
+
+
 @pytest.mark.parametrize("vmas", [(1, 1, 2, 2), (1, 2, 1, 3, 1), (1, 2, 2, 1), (1, 2, 1, 2)])
 def test_a_vma_that_comes_back_begins_a_walk(vmas):
     check(visits(*vmas))
