@@ -1,0 +1,75 @@
+"""trace.dat captures that are judged by something else than the text of their own report."""
+
+import json
+import shutil
+import subprocess
+from collections import Counter
+
+import polars as pl
+import pytest
+from trace_cmd_oracle import CAPTURES, TRUTH, parse_report
+
+from tracekit.ingest import ingest
+
+TRUTHS = sorted(path for path in TRUTH.glob("*/*/*.dat")) if TRUTH.is_dir() else []
+FILES = [pytest.param(path, id="/".join(path.parts[-2:])) for path in TRUTHS] or [
+    pytest.param(None, marks=pytest.mark.skip(reason=f"no traces at {TRUTH}"))
+]
+TRACE_CMD = shutil.which("trace-cmd")
+
+
+def _reported(path):
+    """How many events of each name trace-cmd prints, all of a graph's entries with the exits that they hide."""
+    text = subprocess.run([TRACE_CMD, "report", "-t", "-i", str(path)], capture_output=True, text=True, check=True).stdout
+    lines = [line for line in text.split("\n") if not line.startswith(("CPU ", "version", "cpus"))]
+    return Counter((line.instance, line.event) for line in parse_report(lines).lines)
+
+
+@pytest.mark.parametrize("path", FILES)
+def test_measured_traces_hold_what_trace_cmd_counts(path, tmp_path):
+    trace = ingest(path, tmp_path / "trace")
+    manifest = json.loads((trace / "manifest.json").read_text())
+    assert manifest["anomalies"] == {}
+    assert manifest["truncated"] is None
+    if "events/ftrace/print" in manifest["tables"]:
+        marks = pl.read_parquet(trace / "events/ftrace/print.parquet")["buf"].to_list()
+        assert Counter(marks)["call_begin"] == Counter(marks)["call_end"] > 0
+    if TRACE_CMD is None:
+        pytest.skip("trace-cmd is not installed")
+    rows = Counter()
+    for name, table in manifest["tables"].items():
+        if name.startswith("events/"):
+            rows["", name.split("/")[-1]] += table["rows"]
+    reported = _reported(path)
+    for graph in (rows, reported):
+        graph.pop(("", "funcgraph_exit"), None)  # test_trace_dat_corpus.py looks at these
+    assert rows == reported
+
+
+def test_one_run_of_both_recorders_lines_up_in_time(tmp_path):
+    folder = CAPTURES / "7.2" / "rec.dual"
+    if not folder.is_dir():
+        pytest.skip(f"no captures at {CAPTURES}")
+    perf = ingest(folder / "perf.data", tmp_path / "perf")
+    ftrace = ingest(folder / "trace.dat", tmp_path / "ftrace")
+    same = 0
+    for path in sorted((perf / "events").glob("*/*.parquet")):
+        other = ftrace / path.relative_to(perf)
+        mine, theirs = pl.read_parquet(path), pl.read_parquet(other)
+        fields = [name for name in mine.columns if name in theirs.columns and name not in _OWN]
+        mine, theirs = (table.select("time_ns", "cpu", "tid", *fields) for table in (mine, theirs))
+        mine = _within(mine, theirs)
+        theirs = _within(theirs, mine)
+        columns = ["cpu", "tid", *fields]
+        assert mine.select(columns).cast(pl.String, strict=False).rows() == theirs.select(columns).cast(
+            pl.String, strict=False
+        ).rows(), path.stem
+        same += len(mine)
+    assert same > 1500
+
+
+_OWN = {"time_ns", "cpu", "pid", "tid", "comm", "callchain_id", "seq", "common_flags", "common_preempt_count"}
+
+
+def _within(rows, other):
+    return rows.filter(pl.col("time_ns").is_between(other["time_ns"].min() - 10**6, other["time_ns"].max() + 10**6))
