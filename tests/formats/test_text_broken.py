@@ -214,3 +214,21 @@ def test_real_text_cut_and_flipped(tmp_path: Path, name: str) -> None:
         for _ in range(20):
             part[chance.randrange(200, len(part))] = chance.randrange(256)
         assert read(tmp_path, bytes(part)) is not None
+
+
+def test_an_event_printed_in_two_ways_gets_two_tables(tmp_path: Path) -> None:
+    """Found by tests/fuzz: options/fields was switched on while the trace was read."""
+    text = (
+        FRONT.format(1)
+        + "sys_clone -> 0x0\n"
+        + FRONT.format(2)
+        + "sys_exit_clone: __syscall_nr=0x38 (56) ret=0xe15 (3605)\n"
+    )
+    source = tmp_path / "trace.txt"
+    source.write_text(text)
+    out = ingest(source)
+    tables = json.loads((out / "manifest.json").read_text())["tables"]
+    assert {name: table["rows"] for name, table in tables.items()} == {
+        "events/syscalls/sys_exit_clone": 1,
+        "events/syscalls/sys_exit_clone_": 1,
+    }

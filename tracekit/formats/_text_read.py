@@ -303,9 +303,9 @@ class _Walk:
         if len(heads.line) == 0 or (globs and not any(fnmatch.fnmatchcase(name, glob) for glob in globs)):
             return
         named = [*self._common(text, starts, heads, chain), *columns]
-        schema = self._tables.setdefault(
-            table, pa.schema([pa.field(key, array.type) for key, array in named], {b"tracekit.event": name.encode()})
-        )
+        own = pa.schema([pa.field(key, array.type) for key, array in named], {b"tracekit.event": name.encode()})
+        while not (schema := self._tables.setdefault(table, own)).equals(own):
+            table += "_"  # one name, two shapes: as probes may be defined anew while the trace runs
         batch = pa.RecordBatch.from_arrays([array for _, array in named], schema=schema)
         order = _order(heads)
         self.sink.append(table, batch if order is None else batch.take(_columns.numbers(order)))
