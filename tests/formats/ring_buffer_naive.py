@@ -95,7 +95,7 @@ def decode(layout, data):
     return events, missed
 
 
-def _decode_page(layout, data, begin, number, events, missed):
+def _decode_page(layout, data, begin, number, events, missed):  # noqa: PLR0917 - what it adds to
     stamp, commit = struct.unpack_from(layout.order + ("QQ" if layout.long_bytes == 8 else "QI"), data, begin)
     base = stamp
     place = begin + 8 + layout.long_bytes

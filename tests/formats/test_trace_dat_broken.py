@@ -1,4 +1,4 @@
-"""Damaged files: only a TracekitError or what could be salvaged, in bounded time and memory, and nothing left behind."""
+"""Damaged files: only a TracekitError or a salvage, in bounded time and memory, and nothing left behind."""
 
 import json
 import random
@@ -43,7 +43,11 @@ def _ingest(data: bytes, folder: Path) -> dict | None:
     try:
         out = ingest(source, folder / "trace", force=True, jobs=1)
     except TracekitError as error:
-        assert str(source) in str(error) or "trace" in str(error)
+        refused = str(error)
+    else:
+        refused = ""
+    if refused:
+        assert str(source) in refused
         assert sorted(path.name for path in folder.iterdir() if path.name != "trace") == ["trace.dat"]
         return None
     manifest = json.loads((out / "manifest.json").read_text())

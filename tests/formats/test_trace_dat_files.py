@@ -39,7 +39,7 @@ FILES = [
 
 
 @pytest.mark.parametrize(("version", "order", "long_bytes", "page_bytes", "codec"), FILES)
-def test_every_kind_of_file(read, version, order, long_bytes, page_bytes, codec):
+def test_every_kind_of_file(read, version, order, long_bytes, page_bytes, codec):  # noqa: PLR0917
     writer = Writer(order, long_bytes, page_bytes)
     zero = [
         writer.page(100 + 1000 * n, (0, writer.value(7, 1, -5, text="héllo")), (10, writer.same_name(8, n)))

@@ -67,7 +67,7 @@ class File(NamedTuple):
     long_bytes: int = 8
     page_bytes: int = 4096
     codec: str = "none"
-    options: list[tuple[int, bytes]] = []
+    options: tuple[tuple[int, bytes], ...] | list[tuple[int, bytes]] = ()
     clock: str = "[local] mono"
     chunk_pages: int = 2
 
@@ -208,9 +208,9 @@ class Writer:
         body = struct.pack(self.layout.order + "HBBi" + kinds, number, flags, preempt, tid, *values) + tail
         return body.ljust(-(-len(body) // 4) * 4, b"\0")
 
-    def value(self, tid, small, large, many=(1, 2, 3), text="text"):
+    def value(self, tid, small, large, text="text"):
         encoded = text.encode() + b"\0"
-        return self._event(100, tid, "I4xq3H2xI", small, large, *many, len(encoded) << 16 | 36, tail=encoded)
+        return self._event(100, tid, "I4xq3H2xI", small, large, 1, 2, 3, len(encoded) << 16 | 36, tail=encoded)
 
     def same_name(self, tid, a, number=101):
         return self._event(number, tid, "i", a)

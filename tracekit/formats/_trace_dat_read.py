@@ -40,7 +40,8 @@ def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
     try:
         with path.open("rb", buffering=0) as file:
             before = os.fstat(file.fileno())
-            contents = read_contents(path, file, before.st_size)
+            size = before.st_size if options.size_bytes is None else options.size_bytes
+            contents = read_contents(path, file, size)
             if not contents.buffers:
                 raise TraceFormatError(path, None, "holds a latency tracer's text only; trace-cmd report prints it")
             walk = _Walk(contents, sink, options)
@@ -48,7 +49,7 @@ def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
             after = os.fstat(file.fileno())
     except OSError as error:
         raise TraceFormatError(path, None, f"cannot be read: {error.strerror or error}") from error
-    if after.st_size < before.st_size or after.st_mtime_ns != before.st_mtime_ns:
+    if after.st_size <= size and after.st_mtime_ns != before.st_mtime_ns:
         raise TraceFormatError(path, None, "was written to while it was read; ingest a copy")
     return describe(contents, walk.clock, walk.losses, walk.anomalies, walk.truncated)
 
