@@ -176,7 +176,8 @@ def test_outliers_do_not_move_the_price(tmp_path):
 
 def test_gaps_with_a_switch_or_on_two_processors_are_left_out(tmp_path):
     clock = Clock()
-    call(clock, folios=MIN_SAMPLES, vmas=2)
+    call(clock, folios=MIN_SAMPLES, vmas=2, hits=())
+    assert calibrate(machine.replay(traces.write(tmp_path / "one", clock.events))).samples[VISIT] == MIN_SAMPLES
     events = []
     for event in clock.events:
         second = event.name == "kprobes:remove_migration_pte" and event.fields["vma"] == 0x102
@@ -191,6 +192,14 @@ def test_gaps_with_a_switch_or_on_two_processors_are_left_out(tmp_path):
             switched.append(event._replace(name="sched:sched_switch", fields={}))
     assert calibrate(machine.replay(traces.write(tmp_path / "whole", clock.events))).samples[VISIT] == 2 * MIN_SAMPLES
     assert calibrate(machine.replay(traces.write(tmp_path / "switched", switched))).samples[VISIT] == MIN_SAMPLES
+
+
+def test_the_gap_after_a_walk_is_no_visits(tmp_path):
+    """It holds the next folio's work."""
+    clock = Clock()
+    call(clock, vmas=1, hits=())
+    events = [event for event in clock.events if event.name != "sched:sched_switch"]
+    assert calibrate(machine.replay(traces.write(tmp_path / "t", events))).samples[VISIT] == 0
 
 
 def test_without_probes_there_is_no_number_and_a_reason(tmp_path):

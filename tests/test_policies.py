@@ -161,7 +161,7 @@ def test_a_policy_that_lacks_its_events_is_not_judged(tmp_path):
     ("spec", "words"),
     [
         ("no_such_policy", ["no_such_policy", *NAMES]),
-        ("counter_early_exit:counter=maybe", ["counter", "exact", "posted", "maybe"]),
+        ("counter_early_exit:counter=maybe", ["counter is one of", "exact, posted", "not 'maybe'"]),
         ("counter_early_exit:scope=", ["scope", "small", "all"]),
         ("counter_early_exit:colour=red", ["colour", "counter=exact|posted", "device_path=include|exclude"]),
         ("counter_early_exit:counter", ["counter", "counter=exact|posted", "scope=small|all"]),
