@@ -74,7 +74,7 @@ def test_summary_is_a_frame(replayed: Callable[..., Any]) -> None:
 
 
 def test_summary_of_what_cannot_be_judged_has_no_rows_for_it(replayed: Callable[..., Any]) -> None:
-    assert set(replayed("6.12-forkcow-c4-all").summary["policy"]) == {"as_traced"}
+    assert set(replayed("6.12-forkcow-c4-all", fidelity="counts").summary["policy"]) == {"as_traced"}
 
 
 def test_plot_is_a_figure(replayed: Callable[..., Any], tmp_path: Path) -> None:

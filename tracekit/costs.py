@@ -87,7 +87,10 @@ class _Gap(NamedTuple):
 
 
 def calibrate(replay: Replay) -> CostModel:
-    """Read the prices off the gaps of ``replay``'s own timeline."""
+    """Read the prices off the gaps of ``replay``'s own timeline, where its visits are records."""
+    if replay.fidelity == "reconstructed":
+        how = ["no prices: the visits were reconstructed, so no record tells when one began"]
+        return CostModel(None, None, None, {}, None, how)
     probe_ns, n_probe = _probe_gap(replay)
     if probe_ns is None:
         how = [f"no prices: needs {MIN_SAMPLES} gaps between try_to_migrate and its first visit, found {n_probe}"]

@@ -179,4 +179,5 @@ def fidelity(tables: dict[str, TableStats]) -> str | None:
     found = {name.rsplit("/", 1)[-1] for name in probes & tables.keys()}
     if len(found) == 2:
         return "observed"
-    return "reconstructed" if {"tasks", "maps"} <= tables.keys() else "counts"
+    life_cycle = {"events/sched/sched_process_fork", "events/sched/sched_process_exit"}
+    return "reconstructed" if {"tasks", "maps"} <= tables.keys() or life_cycle <= tables.keys() else "counts"

@@ -5,20 +5,21 @@ from typing import Any
 from tracekit import policies, recording, registry
 from tracekit.trace import Trace
 
-_FIDELITY = {None: "none: nothing migrated", "reconstructed": "reconstructed (this version replays it as counts)"}
+_FIDELITY = {None: "none: nothing migrated", "reconstructed": "reconstructed: VMA visits from the life cycle"}
 
 
 def inspect(trace: Trace) -> dict[str, Any]:
     """The manifest, and for each policy whether the trace allows it, what it lacks and how to record that."""
     judged = []
     for name in registry.names("tracekit.policies"):
-        lacking = recording.missing(trace, tuple(policies.describe(name)["needs"]))
+        needs = tuple(policies.describe(name)["needs"])
+        lacking = recording.missing(trace, needs)
         judged.append(
             {
                 "policy": name,
                 "judgeable": not lacking,
                 "missing": lacking,
-                "record": recording.record_command() if lacking else None,
+                "record": recording.record_command() if recording.unrecorded(trace, needs) else None,
             }
         )
     return {"path": str(trace.path), "manifest": trace.manifest, "policies": judged}

@@ -55,7 +55,7 @@ def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None) -> R
     """
     specs = list(dict.fromkeys((*BOUNDS, *specs)))
     chosen = [(spec, *policies.parse(spec)) for spec in specs]
-    facts = replay(trace, visits=fidelity != "counts")
+    facts = replay(trace, fidelity=fidelity)
     if fidelity not in (None, facts.fidelity):
         raise UsageError(f"--fidelity {fidelity}: this trace allows {facts.fidelity} here; leave the option out")
     judged = [

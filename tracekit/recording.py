@@ -18,11 +18,19 @@ PROBES = {
     "folio_copy": "p:kprobes/folio_mc_copy folio_mc_copy dst=dst:x64 src=src:x64",
     "anon_vma_fork": "p:kprobes/anon_vma_fork anon_vma_fork vma=vma:x64 pvma=pvma:x64",
 }
+# What fidelity reconstructed makes without a probe
+RECONSTRUCTED = ("try_to_migrate_one", "remove_migration_pte_visit")
 _SYSCALLS = ("move_pages", "migrate_pages", "mbind", "munmap", "madvise", "clone", "clone3", "exit_group")
 
 
 def missing(trace: Trace, needs: tuple[str, ...]) -> list[str]:
-    """Those of the canonical events ``needs`` that were not switched on in ``trace``."""
+    """Those of the canonical events ``needs`` that were not switched on in ``trace``, nor can be reconstructed."""
+    made = RECONSTRUCTED if schema.shows_life_cycle(trace) else ()
+    return [event for event in unrecorded(trace, needs) if event not in made]
+
+
+def unrecorded(trace: Trace, needs: tuple[str, ...]) -> list[str]:
+    """Those of ``needs`` that were not switched on, also where what they show can be reconstructed: with no price."""
     return [event for event in needs if not schema.recorded(trace, event)]
 
 

@@ -67,6 +67,16 @@ def recorded(trace: Trace, event: str) -> bool:
     return bool(tables_of(trace, event))
 
 
+def shows_life_cycle(trace: Trace) -> bool:
+    """Whether ``trace`` shows how address spaces came to be: what fidelity reconstructed rests on (DESIGN.md §2).
+
+    The page table entries, which say which page is meant, are read for x86-64 only.
+    """
+    own = recorded(trace, "process_fork") and recorded(trace, "process_exit")
+    side_band = bool(trace.manifest["tables"].get("tasks", {}).get("rows"))
+    return (own or side_band) and trace.manifest["machine"]["arch"] == "x86_64"
+
+
 def columns_of(trace: Trace, table: str, event: str) -> list[pl.Expr]:
     """Expressions that make the canonical columns of ``event`` out of ``table``.
 

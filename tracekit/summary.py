@@ -50,7 +50,7 @@ def coverage(replay: Replay) -> float | None:
 
 def _reproduced(replay: Replay) -> float | None:
     """Share of the entries set and restored in the trace that a replayed visit explains; None: no visits to replay."""
-    if replay.fidelity != "observed":
+    if replay.fidelity == "counts":
         return None
     entries = replay.operations.filter(pl.col("op").is_in(["migration_entry.set", "migration_entry.restore"]))
     return _rounded(entries["vma"].is_not_null().mean() if len(entries) else None)

@@ -17,7 +17,8 @@ Columns of the table (polars):
     known       whether both walks of the episode were seen, with no event lost in them; policies judge no other
     moved       whether the entries end on another folio; false: undone or a split, null: not known
     window      fork_copy, zap: during_walk, after_walk or unknown, against the walk that set the folio's entries
-    certainty   observed: an event shows it; inferred: it follows from events before and after
+    certainty   observed: an event shows it; reconstructed: it follows from the life cycle, with no alternative left;
+                inferred: it follows from events before and after, or was chosen among alternatives
     seq         provenance: position of the event in the source file; null if inferred
 """
 
@@ -54,6 +55,6 @@ SCHEMA: dict[str, pl.DataType] = {
     "known": pl.Boolean(),
     "moved": pl.Boolean(),
     "window": pl.Enum(["during_walk", "after_walk", "unknown"]),
-    "certainty": pl.Enum(["observed", "inferred"]),
+    "certainty": pl.Enum(["observed", "reconstructed", "inferred"]),
     "seq": pl.UInt64(),
 }

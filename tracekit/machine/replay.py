@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from tracekit import schema
@@ -11,6 +12,7 @@ from tracekit.machine.calls import Calls, find_calls
 from tracekit.machine.entries import find_entries, fork_windows, pair_walks
 from tracekit.machine.episodes import entries_stayed, episode_of_walk, find_episodes
 from tracekit.machine.losses import lost_windows, touched
+from tracekit.machine.reconstruct import reconstruct
 from tracekit.machine.timeline import Kind, timeline
 from tracekit.machine.walks import Walks, find_walks, reach
 from tracekit.trace import Trace
@@ -22,7 +24,7 @@ class Replay(NamedTuple):
     """What the machine made of a trace.
 
     Attributes:
-        fidelity: observed, counts or none (nothing migrated): what the operations rest on (DESIGN.md §2).
+        fidelity: observed, reconstructed, counts or none (nothing migrated): what it rests on (DESIGN.md §2).
         operations: columns as ``operations.SCHEMA``.
         episodes: columns as ``episodes.find_episodes``.
         calls: columns as ``calls.SCHEMA``, and ``lost``: whether events were lost inside.
@@ -40,17 +42,21 @@ class Replay(NamedTuple):
     anomalies: dict[str, int]
 
 
-def replay(trace: Trace, *, visits: bool = True) -> Replay:
-    """Replay ``trace`` at the highest fidelity that it allows and this version knows.
+def replay(trace: Trace, *, fidelity: str | None = None) -> Replay:
+    """Replay ``trace`` at the highest fidelity that it allows.
 
     Args:
         trace: what was recorded.
-        visits: False hides the probes of VMA visits, as if they had not been recorded (fidelity counts).
+        fidelity: use no more than that: reconstructed and counts hide the probes, as if they had not been recorded.
 
     Raises:
         MissingEventsError: a probe lacks arguments that its canonical event needs.
     """
-    rows = timeline(trace, visits=visits)
+    level = _fidelity(trace, fidelity)
+    rows = timeline(trace, visits=level == "observed", probes=level != "reconstructed")
+    why: dict[str, int] = {}
+    if level == "reconstructed" and len(rows):
+        rows, why = reconstruct(trace, rows)
     walks, calls = find_walks(rows), find_calls(rows)
     entries = find_entries(rows, walks)
     windows = lost_windows(trace, rows)
@@ -63,7 +69,7 @@ def replay(trace: Trace, *, visits: bool = True) -> Replay:
     call_table = calls.table.with_columns(lost=pl.Series(touched(spans, windows, rows), dtype=pl.Boolean))
     first = walks.table["first_row"].to_numpy()
     walk_table = walks.table.with_columns(
-        lost=pl.Series(touched(reach(rows, walks), windows, rows), dtype=pl.Boolean),
+        lost=pl.Series(touched(reach(rows, walks), windows, rows) | _inferred_walks(rows, walks), dtype=pl.Boolean),
         call=pl.Series(calls.of_row[first]).replace(-1, None),
     )
     stayed = entries_stayed(entries, trace.manifest["machine"]["arch"] or "")
@@ -72,23 +78,36 @@ def replay(trace: Trace, *, visits: bool = True) -> Replay:
         episodes = episodes.with_columns(in_migrate_pages=pl.lit(None, pl.Boolean))
     seen = _seen(rows, walks, calls)
     entries = entries.join(episode_of_walk(episodes), on="walk", how="left", maintain_order="left")
-    fidelity = _fidelity(trace, rows) if visits else "counts"
     ops = pl.concat([seen, _inferred(trace, rows, entries, episodes)], how="diagonal_relaxed")
     return Replay(
-        fidelity,
+        level if len(rows) else "none",
         _conform(ops, episodes),
         episodes,
         call_table,
         rows,
         walks,
-        _anomalies(walks if fidelity == "observed" else None, episodes, entries, call_table),
+        _anomalies(walks if level != "counts" else None, episodes, entries, call_table) | _unsure(why),
     )
 
 
-def _fidelity(trace: Trace, rows: pl.DataFrame) -> str:
-    if rows.is_empty():
-        return "none"
-    return "observed" if all(schema.recorded(trace, event) for event in VISIT_EVENTS) else "counts"
+def _fidelity(trace: Trace, most: str | None) -> str:
+    """The highest level that the trace allows, up to ``most``."""
+    if most in (None, "observed") and all(schema.recorded(trace, event) for event in VISIT_EVENTS):
+        return "observed"
+    return "reconstructed" if most != "counts" and schema.shows_life_cycle(trace) else "counts"
+
+
+def _unsure(why: dict[str, int]) -> dict[str, int]:
+    return {f"walk_not_certain_{reason.replace(' ', '_')}": count for reason, count in why.items()}
+
+
+def _inferred_walks(rows: pl.DataFrame, walks: Walks) -> npt.NDArray[np.bool_]:
+    """bool[n_walks]: a visit of it, or its entry, was chosen among alternatives; policies judge no such walk."""
+    bad = np.zeros(len(walks.table), dtype=bool)
+    if "certainty" in rows.columns:
+        inferred = walks.walk_of_row[(rows["certainty"] == "inferred").to_numpy()]
+        bad[np.isin(walks.table["walk"].to_numpy(), inferred)] = True
+    return bad
 
 
 _OP_OF_KIND = {
@@ -120,7 +139,7 @@ def _seen(rows: pl.DataFrame, walks: Walks, calls: Calls) -> pl.DataFrame:
             is_visit=pl.Series(is_visit),
             hit=pl.Series(entries > 0),
             op=pl.col("kind").replace_strict(names, return_dtype=pl.String),
-            certainty=pl.lit("observed"),
+            certainty=rows["certainty"][at] if "certainty" in rows.columns else pl.lit("observed"),
             nr_pages=pl.Series(np.where(is_visit, entries, 1), dtype=pl.Int64),
         )
     )

@@ -80,17 +80,22 @@ COLUMNS: dict[str, pl.DataType] = {
 _ORDER = ("task", "time_ns", "seq")
 
 
-def timeline(trace: Trace, *, visits: bool = True) -> pl.DataFrame:
+def timeline(trace: Trace, *, visits: bool = True, probes: bool = True) -> pl.DataFrame:
     """The records of the tasks that migrate, while they do, sorted by (task, time_ns, seq); columns as ``COLUMNS``.
 
     Of a task's other records only those are here that lie in a system call in which it migrated, or between two of
     its migrations outside any: a trace of anything is as large as what migrated in it. Without ``visits`` the probes
-    of VMA visits are OTHER, too.
+    of VMA visits are OTHER, too; without ``probes`` every probe is.
     """
     events = [
         event for event, kind in KIND_OF_EVENT.items() if visits or kind not in (Kind.TRY_VISIT, Kind.REMOVE_VISIT)
     ]
-    own = {table: event for event in events for table in schema.tables_of(trace, event)}
+    own = {
+        table: event
+        for event in events
+        for table in schema.tables_of(trace, event)
+        if probes or not table.startswith(PROBE_SYSTEMS)
+    }
     rest = [table for table in trace.event_names if table not in own and trace.rows(table)]
     marks = schema.tables_of(trace, "mark")
     edges = [table for table in rest if _kind(table, None) != Kind.OTHER or table in marks]

@@ -115,9 +115,7 @@ def _trust(document: dict[str, Any]) -> Section:
 
 def _fidelity(document: dict[str, Any]) -> str:
     used, possible = document["fidelity"], document["trace"]["fidelity"]
-    if used == "counts" and possible == "reconstructed":
-        return "counts (the trace allows reconstructed, which this version does not do yet)"
-    return str(used)
+    return f"{used} (the trace allows {possible})" if used == "counts" and possible != "counts" else str(used)
 
 
 def _lost(lost: dict[str, Any] | None) -> str:

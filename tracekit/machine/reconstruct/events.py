@@ -1,0 +1,230 @@
+"""The life cycle of every task in one frame, in order of time, with what of the timeline the walks are made from."""
+
+from enum import IntEnum
+
+import numpy as np
+import polars as pl
+
+from tracekit import schema
+from tracekit.machine import pte
+from tracekit.machine.timeline import Kind
+from tracekit.trace import Trace
+
+
+class Code(IntEnum):
+    """What a row is to the machine."""
+
+    FAULT = 0
+    SET = 1
+    RESTORE = 2
+    EDGE = 3  # start or end of migrate_pages()
+    MMAP = 4
+    MUNMAP = 5
+    MPROTECT = 6
+    MADVISE = 7
+    MREMAP = 8
+    CLONE = 9  # a fork begins
+    NEWTASK = 10
+    FORK = 11
+    EXEC = 12
+    EXIT_BEGINS = 13
+    EXIT = 14
+    EXIT_MMAP = 15
+    CALL = 16  # a system call that migrates
+    MAP = 17  # perf's side-band: an executable mapping
+    TASK = 18  # perf's side-band: a task that was there before
+    CLONE_ENDS = 19
+    CLONE3 = 20
+    LOST = 21  # something may have happened that no event shows
+
+
+# canonical event → code; those of _ENDED take effect when the system call returns
+_CODES = {
+    "page_fault_user": Code.FAULT,
+    "mmap": Code.MMAP,
+    "munmap": Code.MUNMAP,
+    "mprotect": Code.MPROTECT,
+    "madvise": Code.MADVISE,
+    "mremap": Code.MREMAP,
+    "clone": Code.CLONE,
+    "fork": Code.CLONE,
+    "clone3": Code.CLONE3,
+    "task_newtask": Code.NEWTASK,
+    "process_fork": Code.FORK,
+    "process_exec": Code.EXEC,
+    "exit": Code.EXIT_BEGINS,
+    "process_exit": Code.EXIT,
+    "exit_mmap": Code.EXIT_MMAP,
+    "move_pages": Code.CALL,
+    "migrate_pages": Code.CALL,
+    "mbind": Code.CALL,
+}
+_ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
+_CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")
+CLONE_VM = 0x100
+DIRTY = 1 << 8  # beside the type of a migration entry: it carries the dirty bit
+PMD = 1  # in f of a SET or RESTORE
+# Reasons of migrate_pages() that say in whose address space the folios are: the caller's, or that of a system call
+OWN_REASONS, CALL_REASONS = ("numa_misplaced",), ("syscall_or_cpuset", "mempolicy_mbind")
+_ARGUMENTS = ("a", "b", "c", "d", "e", "f")
+SCHEMA: dict[str, pl.DataType] = {
+    "time_ns": pl.Int64(),
+    "seq": pl.UInt64(),
+    "code": pl.UInt8(),
+    "tid": pl.Int32(),
+    **dict.fromkeys(_ARGUMENTS, pl.Int64()),
+    "ret": pl.Int64(),
+}
+
+
+def life_cycle(trace: Trace) -> pl.DataFrame:
+    """Columns as ``SCHEMA``, sorted by (time_ns, seq); the arguments a … f are those of schemas/events/."""
+    frames = [
+        _frame(trace, table, event, code) for event, code in _CODES.items() for table in schema.tables_of(trace, event)
+    ]
+    frames += [
+        trace.events(table).select(*_common(trace, table, Code.CLONE_ENDS), pl.col("ret").cast(pl.Int64).alias("ret"))
+        for table in _CLONES
+        if table in trace.event_names
+    ]
+    frames += _side_band(trace)
+    if not frames:
+        return pl.DataFrame(schema=SCHEMA)
+    every = pl.concat([frame.collect() for frame in frames], how="diagonal")
+    missing = [pl.lit(None, dtype).alias(name) for name, dtype in SCHEMA.items() if name not in every.columns]
+    return (
+        every.with_columns(missing)
+        .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
+        .sort("time_ns", "seq")
+    )
+
+
+def entries(rows: pl.DataFrame, arch: str) -> pl.DataFrame:
+    """The rows of the timeline that walks are made from: columns as ``SCHEMA``.
+
+    a: row, b: page of the address, c: PFN, d: order (null: none printed), e: type of the migration entry for a set,
+    with DIRTY, f: PMD for a whole one. Of an EDGE e says whether migrate_pages() starts, f what its reason tells.
+    """
+    kinds = {Kind.SET: Code.SET, Kind.RESTORE: Code.RESTORE, Kind.MIGRATE_START: Code.EDGE, Kind.MIGRATE_END: Code.EDGE}
+    picked = rows.with_row_index("a").filter(pl.col("kind").is_in(list(kinds)))
+    word = picked["pte"].fill_null(0).to_numpy()
+    of_set, of_restore = pte.migration_entry_pfn(word, arch), pte.present_pfn(word, arch)
+    if of_set is None or of_restore is None:
+        return pl.DataFrame(schema=SCHEMA)
+    is_set = (picked["kind"] == Kind.SET).to_numpy()
+    whole = picked["event"].cast(pl.String).str.starts_with("thp:")
+    reason = picked["label"].cast(pl.String)
+    return picked.select(
+        "time_ns",
+        pl.col("seq"),
+        pl.col("kind").replace_strict({int(k): int(v) for k, v in kinds.items()}, return_dtype=pl.UInt8).alias("code"),
+        tid="task",
+        a="a",
+        b=pl.col("addr") // 4096,
+        c=pl.Series(np.where(is_set, of_set, of_restore)),
+        d="order",
+        e=pl.when(pl.col("kind").is_in([Kind.MIGRATE_START, Kind.MIGRATE_END]))
+        .then(pl.col("kind") == Kind.MIGRATE_START)
+        .otherwise(pl.Series(pte.migration_entry_type(word) + DIRTY * pte.migration_entry_dirty(word))),
+        f=pl.when(whole)
+        .then(1)
+        .when(reason.is_in(OWN_REASONS))
+        .then(2)
+        .when(reason.is_in(CALL_REASONS))
+        .then(3)
+        .otherwise(0),
+        ret=pl.lit(None),
+    ).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
+
+
+def _frame(trace: Trace, table: str, event: str, code: Code) -> pl.LazyFrame:
+    own = [_signed(column) for column in schema.columns_of(trace, table, event)]
+    frame = trace.events(table)
+    leave = table.replace("sys_enter_", "sys_exit_")
+    if code not in _ENDED or leave not in trace.event_names:
+        return frame.select(_common(trace, table, code) + own)
+    # The effect stands when the call returns; a task is in one system call at a time
+    enter = frame.select(_common(trace, table, code) + own).drop("seq", "code")
+    returns = trace.events(leave).select([*_common(trace, leave, code), pl.col("ret").cast(pl.Int64).alias("ret")])
+    return returns.sort("time_ns").join_asof(
+        enter.sort("time_ns"), on="time_ns", by="tid", strategy="backward", check_sortedness=False
+    )
+
+
+def _common(trace: Trace, table: str, code: Code) -> list[pl.Expr]:
+    task = pl.coalesce("tid", "common_pid") if "common_pid" in trace.columns(table) else pl.col("tid")
+    return [
+        pl.col("time_ns"),
+        pl.col("seq").cast(pl.UInt64),
+        pl.lit(int(code), pl.UInt8).alias("code"),
+        task.cast(pl.Int32).alias("tid"),
+    ]
+
+
+def _signed(column: pl.Expr) -> pl.Expr:
+    """A 64-bit word as the loop takes it."""
+    return column.cast(pl.UInt64, wrap_numerical=True).reinterpret(signed=True)
+
+
+def _side_band(trace: Trace) -> list[pl.LazyFrame]:
+    """What perf itself recorded: what was there before the trace, and what exec maps."""
+    frames = []
+    tables = trace.manifest["tables"]
+    if tables.get("tasks", {}).get("rows"):
+        own = [schema.recorded(trace, event) for event in ("process_fork", "process_exit")]
+        tasks = trace.table("tasks").select(
+            "time_ns", "seq", "tid", pl.col("kind").cast(pl.String), a="pid", b="ppid", c="ptid"
+        )
+        before = pl.col("kind") == "fork"
+        frames.append(
+            tasks.filter(before & (pl.col("time_ns") == 0))
+            .with_columns(code=pl.lit(int(Code.TASK), pl.UInt8))
+            .drop("kind")
+        )
+        if not own[0]:
+            forked = before & (pl.col("time_ns") > 0)
+            thread = pl.when(pl.col("a") == pl.col("b")).then(CLONE_VM).otherwise(0)
+            frames.append(
+                tasks.filter(forked).select(
+                    "time_ns", "seq", tid="c", a="tid", b=thread, code=pl.lit(int(Code.NEWTASK), pl.UInt8)
+                )
+            )
+        if not own[1]:
+            ended = pl.col("kind") == "exit"
+            frames.append(tasks.filter(ended).select("time_ns", "seq", "tid", code=pl.lit(int(Code.EXIT), pl.UInt8)))
+        frames.append(
+            tasks.filter(pl.col("kind") == "exec")
+            .with_columns(code=pl.lit(int(Code.EXEC), pl.UInt8), b=pl.lit(1, pl.Int32))
+            .drop("kind")
+        )
+    if tables.get("lost", {}).get("rows"):
+        frames.append(
+            trace.table("lost").select(
+                "time_ns",
+                pl.lit(None, pl.UInt64).alias("seq"),
+                code=pl.lit(int(Code.LOST), pl.UInt8),
+                tid=pl.lit(0, pl.Int32),
+            )
+        )
+    if tables.get("maps", {}).get("rows"):
+        maps = trace.table("maps").filter(
+            (pl.col("pid") > 0) & (pl.col("addr") < 1 << 56)
+        )  # the rest is the kernel's own
+        frames.append(
+            maps.select(
+                "time_ns",
+                "seq",
+                pl.lit(int(Code.MAP), pl.UInt8).alias("code"),
+                tid="pid",
+                a=pl.col("addr").cast(pl.Int64),
+                b=pl.col("len").cast(pl.Int64),
+                c=pl.col("pgoff").cast(pl.Int64),
+                d=pl.when(pl.col("ino") > 0)
+                .then(pl.struct("maj", "min", "ino").hash().reinterpret(signed=True))
+                .otherwise(0),
+            )
+        )
+    return [
+        frame.with_columns(pl.col(name).cast(pl.Int64) for name in _ARGUMENTS if name in frame.collect_schema().names())
+        for frame in frames
+    ]

@@ -1,0 +1,158 @@
+"""Which folio a migration entry belonged to, in which tree its walk went, and which VMAs should have mapped it."""
+
+from typing import NamedTuple
+
+from tracekit.machine.reconstruct.spaces import folio_at
+from tracekit.machine.reconstruct.state import AnonVma, File, Folio, Space, Vma
+
+AROUND = 4  # log2 of the pages that a read fault on a file maps (fault_around_bytes = 65536)
+_IMAGE = 1 << 14  # pages beyond a mapped ELF segment in which its other segments lie
+
+
+class Found:
+    """A folio and where it stands: ``pgoff`` of its first page in its tree."""
+
+    __slots__ = ("folio", "pgoff", "why")
+
+    def __init__(self, folio: Folio, pgoff: int, why: str = "") -> None:
+        self.folio, self.pgoff, self.why = folio, pgoff, why
+
+
+class Entry(NamedTuple):
+    """What a migration entry says.
+
+    Attributes:
+        page: at which it stood.
+        order: of its folio.
+        exclusive: that no one else mapped the page, or that it was writable; None: not understood.
+        dirty: that it had been written; None: not carried here.
+    """
+
+    page: int
+    order: int
+    exclusive: bool | None
+    dirty: bool | None
+
+
+def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
+    """The folio that ``space`` mapped where ``entry`` stood.
+
+    A page of a file, privately mapped, is clean and not exclusive: a write makes an anonymous folio of it.
+
+    Args:
+        space: whose page table held the entry.
+        entry: of the folio.
+        faults: whether the trace has page faults, so that an anonymous page without one was written by the kernel.
+    """
+    page = entry.page
+    vma = space.at(page)
+    if vma is None:
+        return None
+    at = page - vma.start + vma.pgoff
+    known = _known(space, page, entry.order)
+    if known is not None and entry.exclusive and known.origin not in {None, space}:
+        known = None  # the kernel wrote to it since, which shows as no fault: a thread id, a signal frame, read()
+    if known is not None and known.tree.over(at, at):
+        return Found(known, _pgoff(vma, page, known))
+    unwritten = not entry.exclusive and not entry.dirty
+    if vma.file is not None and (vma.shared or unwritten):
+        return Found(Folio(vma.file, sure=vma.shared or entry.dirty is False), at)
+    if vma is space.rest and unwritten:
+        segment = _segment(space, page, entry.dirty)
+        if segment is not None and segment.file is not None:
+            return Found(Folio(segment.file), page - segment.start + segment.pgoff)
+    return _unseen(space, vma, entry, faults=faults)
+
+
+def _known(space: Space, page: int, order: int) -> Folio | None:
+    """The folio by its faults; a large one is known by whichever of its pages was written first."""
+    folio = folio_at(space, page)
+    if isinstance(folio, Folio):
+        return folio
+    first = page >> order << order
+    for other in range(first, first + (1 << order) if order else first):
+        folio = folio_at(space, other)
+        if isinstance(folio, Folio):
+            return folio
+    return None
+
+
+def _pgoff(vma: Vma, page: int, folio: Folio) -> int:
+    if isinstance(folio.tree, File) and vma.file is not folio.tree:
+        return page
+    return vma.pgoff + page - vma.start
+
+
+def _segment(space: Space, page: int, dirty: bool | None) -> Vma | None:
+    """The mapped segment of the ELF image that ``page`` is part of; without dirty bits its data count as written."""
+    near = [vma for vma in space.maps if vma.start <= page < vma.end and (dirty is False or page < space.data)]
+    return max(near, key=lambda vma: vma.start) if near else None
+
+
+def _unseen(space: Space, vma: Vma, entry: Entry, *, faults: bool) -> Found:
+    """An anonymous folio whose first write was not seen: the kernel's own, or one before the trace.
+
+    An entry that says exclusive is of a page that this space wrote last. One that does not, of a space that never
+    forked itself, is of a page that came to it by fork. Else it may be either.
+    """
+    page, exclusive, own = entry.page, entry.exclusive, vma.prepare()
+    line = _line(space, vma, page)
+    if exclusive or len(line) == 1:
+        # without faults an exclusive page may have been the first of its VMA, and written after the fork
+        origin, anon, sure = space, own, vma.known and (faults or not exclusive or space.forked < 0)
+    else:
+        origin, anon = line[-1]
+        sure = vma.known and exclusive is not None and space.forked < 0 and (len(line) == 2 or faults)
+    folio = Folio(anon, origin, origin.born, sure=sure)
+    if exclusive:
+        space.own.setdefault(page, []).append((space.forked + 1, folio))
+    else:
+        origin.own.setdefault(page, []).insert(0, (origin.born, folio))
+    return Found(folio, vma.pgoff + page - vma.start)
+
+
+def _line(space: Space, vma: Vma, page: int) -> list[tuple[Space, AnonVma]]:
+    """``space`` and those it has ``page`` from, as far as they are linked to a common tree."""
+    line: list[tuple[Space, AnonVma]] = [(space, vma.prepare())]
+    while space.parent is not None:
+        space = space.parent
+        above = space.at(page)
+        if above is None or above.anon is None or above.anon not in vma.chain:
+            break
+        line.append((space, above.anon))
+    return line
+
+
+def maps(found: Found, vma: Vma, order: int) -> bool:
+    """Whether ``vma`` should map a page of the folio."""
+    page = vma.page(found.pgoff)
+    if isinstance(found.folio.tree, File):
+        return _file_mapped(vma, page)
+    if not order:
+        return folio_at(vma.space, page) is found.folio
+    pages = range(page, min(page + (1 << order), vma.end))
+    return any(folio_at(vma.space, one) is found.folio for one in pages)
+
+
+def _file_mapped(vma: Vma, page: int) -> bool:
+    """Written itself, or read near enough for do_fault_around()."""
+    windows = vma.space.windows
+    return (page >> AROUND) in windows or ~page in windows
+
+
+def image_of(space: Space, start: int, end: int, pgoff: int, file: File) -> Vma:
+    """What a mapped ELF segment says of the image around it: it begins where the file does."""
+    vma = Vma(space, start - pgoff, end + _IMAGE, 0)
+    vma.file = file
+    file.tree.append(vma)
+    space.maps.append(vma)
+    return vma
+
+
+def fill(space: Space, first: int, pages: int, folio: Folio) -> None:
+    """Note that a large folio stands at every page of its range where nothing else is known to."""
+    if folio.origin is None:
+        return
+    for page in range(first, first + pages):
+        if folio_at(space, page) is False:
+            folio.origin.own.setdefault(page, []).insert(0, (folio.since, folio))

@@ -1,0 +1,86 @@
+"""Which folio a walk was of: by whose memory the caller moves, by where it was moved before, by who wrote there."""
+
+from typing import NamedTuple
+
+from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, maps
+from tracekit.machine.reconstruct.machine import Life
+from tracekit.machine.reconstruct.state import Folio, Space
+from tracekit.machine.reconstruct.walk import Run, Walk
+
+_OWN, _CALL = 2, 3  # reasons of migrate_pages(), see events.entries
+
+
+class Identity(NamedTuple):
+    """A folio and the space that certainty maps it; None: not known."""
+
+    found: Found | None
+    space: Space | None
+
+
+class Identify:
+    """Answers for one trace.
+
+    Attributes:
+        dirty_bits: whether migration entries carry the dirty bit.
+        read_type: swap type of a read-only migration entry that is not exclusive; None: types do not tell.
+        moved: PFN of a folio → what it is, since it was moved there.
+    """
+
+    def __init__(self, life: Life, read_type: int | None, *, dirty_bits: bool) -> None:
+        self.life, self.read_type, self.dirty_bits = life, read_type, dirty_bits
+        self.moved: dict[int, Found] = {}
+
+    def of(self, tid: int, walk: Walk) -> Identity:
+        """The folio of ``walk``, a try walk of ``tid``."""
+        runs = walk.runs()
+        target = self._target(tid, walk.reason)
+        if target is not None:
+            several = len({run.base for run in runs}) > 1
+            for run in runs:
+                vma = target.at(run.page)
+                if vma is None or (several and vma is target.rest):
+                    continue
+                found = self._at(target, run, walk)
+                if found is not None:
+                    return Identity(found, target)
+        before = self.moved.get(walk.head)
+        if before is not None:
+            return Identity(before, None)
+        return self._of_anyone(walk, runs)
+
+    def _target(self, tid: int, reason: int) -> Space | None:
+        life = self.life
+        if reason == _OWN:
+            return life.space_of.get(tid)
+        return life.space_of.get(life.target.get(tid, 0) or tid) if reason == _CALL else None
+
+    def _of_anyone(self, walk: Walk, runs: list[Run]) -> Identity:
+        fits: dict[Folio, tuple[Found, Space]] = {}
+        for space in self.life.writers(runs[0].page, walk.order):
+            found = self._at(space, runs[0], walk)
+            if found is not None and found.folio not in fits and self._mapped(found, walk) == len(runs):
+                fits[found.folio] = (found, space)
+        if len(fits) == 1:
+            return Identity(*next(iter(fits.values())))
+        for found, _ in fits.values():
+            return Identity(Found(found.folio, found.pgoff, "one of several folios at its address"), None)
+        for space in self.life.near(runs[0].page):
+            found = self._at(space, runs[0], walk)
+            if found is not None:
+                return Identity(Found(found.folio, found.pgoff, "told by the addresses around it"), None)
+        return Identity(None, None)
+
+    def _at(self, space: Space, run: Run, walk: Walk) -> Found | None:
+        exclusive = None if self.read_type is None else walk.type > self.read_type
+        dirty = walk.dirty if self.dirty_bits else None
+        entry = Entry(run.page, walk.order, exclusive, dirty)
+        found = find(space, entry, faults=self.life.faults)
+        if found is None or not walk.order:
+            return found
+        fill(space, run.base, 1 << walk.order, found.folio)
+        return Found(found.folio, found.pgoff - (run.page - run.base), found.why)
+
+    @staticmethod
+    def _mapped(found: Found, walk: Walk) -> int:
+        members = found.folio.tree.over(found.pgoff, found.pgoff + (1 << walk.order) - 1)
+        return sum(maps(found, vma, walk.order) for vma in members)

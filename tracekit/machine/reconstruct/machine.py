@@ -1,0 +1,327 @@
+"""The replay of the life cycle: one event after the other, each changing what is known of the address spaces."""
+
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterator
+
+from tracekit.machine.reconstruct import spaces
+from tracekit.machine.reconstruct.events import CLONE_VM, Code
+from tracekit.machine.reconstruct.folios import AROUND, image_of
+from tracekit.machine.reconstruct.state import File, Folio, Space
+
+Handler = Callable[["Event"], None]
+Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
+
+CLONE_CHILD_SETTID = 0x0100_0000
+WRITE = 2  # page_fault_user's error_code
+_PAGE = 12
+_NEAR = 16  # mappings on either side that are looked at to tell whose a page is
+
+
+class Life:
+    """Tasks and address spaces as they come and go.
+
+    Attributes:
+        epoch: losses of events so far.
+        now: number of the event being taken.
+        space_of: the address space of a thread.
+        target: of a thread, the process whose memory its system call moves; 0: its own.
+        index: page → the spaces in which something was written there.
+        faults: whether the trace has page faults.
+    """
+
+    def __init__(self, *, faults: bool, exit_mmap: bool, exec_side_band: bool) -> None:
+        self.now = 0
+        self.space_of: dict[int, Space] = {}
+        self.target: dict[int, int] = {}
+        self.index: dict[int, list[Space]] = {}
+        self.faults, self.exit_mmap, self.exec_side_band = faults, exit_mmap, exec_side_band
+        self.epoch = 0
+        self.exiting: set[int] = set()
+        self.parent_of: dict[int, int] = {}
+        self.places: list[tuple[int, int, Space]] = []
+        self.flags: dict[int, int] = {}
+        self.child_tid: dict[int, int] = {}
+        self.cloning: dict[int, Space] = {}
+        self.files: dict[object, File] = {}
+
+    def handlers(self) -> dict[Code, Handler]:
+        """What takes which event."""
+        return {
+            Code.FAULT: self.fault,
+            Code.MMAP: self.mmap,
+            Code.MUNMAP: self.munmap,
+            Code.MPROTECT: self.mprotect,
+            Code.MADVISE: self.madvise,
+            Code.MREMAP: self.mremap,
+            Code.CLONE: self.clone,
+            Code.CLONE3: self.clone3,
+            Code.NEWTASK: self.newtask,
+            Code.FORK: self.fork,
+            Code.CLONE_ENDS: self.clone_ends,
+            Code.EXEC: self.exec,
+            Code.EXIT_BEGINS: self.exit_begins,
+            Code.EXIT: self.exit,
+            Code.EXIT_MMAP: self.exit_mmaps,
+            Code.CALL: self.call,
+            Code.MAP: self.map,
+            Code.TASK: self.task,
+            Code.LOST: self.lose,
+        }
+
+    def space(self, tid: int) -> Space:
+        """The address space of ``tid``, one of unknown content if it is seen for the first time."""
+        found = self.space_of.get(tid)
+        if found is None:
+            found = self.space_of[tid] = spaces.new_image(known=False)
+            found.epoch = -1 if self.epoch else 0  # it is older than the last loss
+        return found
+
+    def fault(self, event: Event) -> None:
+        """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
+        tid, address, error = event[1:4]
+        page = address >> _PAGE
+        space = self.space_of.get(tid) or self.space(tid)
+        vma = space.at(page)
+        if vma is None:
+            return
+        if not error & WRITE:
+            space.windows.add(page >> AROUND)
+            return
+        if vma.shared:
+            space.windows.add(~page)
+            return
+        if vma is space.rest and page < space.data:
+            self._data(space, page)
+        own = space.own.get(page)
+        folio = Folio(vma.anon or vma.prepare(), space, self.now)
+        if own is None:
+            space.own[page] = [(self.now, folio)]
+            self.index.setdefault(page, []).append(space)
+        else:
+            own.append((self.now, folio))
+
+    def _write(self, space: Space, page: int, when: int) -> None:
+        """The kernel wrote to private memory of ``space``."""
+        vma = space.at(page)
+        if vma is not None and not vma.shared:
+            space.own.setdefault(page, []).append((when, Folio(vma.prepare(), space, when)))
+            self.index.setdefault(page, []).append(space)
+
+    @staticmethod
+    def _data(space: Space, page: int) -> None:
+        """A write shows where the data of an ELF image begin: above its mapped segment, which is never written."""
+        if any(vma.start <= page < vma.end for vma in space.maps):
+            space.data = page
+
+    def mmap(self, event: Event) -> None:
+        """A new VMA; its file is told by the number of the descriptor within a family of forks."""
+        tid, _, length, _, flags, fd, offset, ret = event[1:]
+        if not 0 < ret < 1 << 62:
+            return
+        space, start = self.space(tid), ret >> _PAGE
+        shared = flags & spaces.MAP_TYPE in spaces.MAP_SHARED
+        file = None
+        if not flags & spaces.MAP_ANONYMOUS:
+            file = self.files.setdefault((space.fd_family, fd), File(sure=False))
+        elif shared:
+            file = File(sure=True)
+        vma = spaces.mmap(space, start, start + _pages(length), offset >> _PAGE, file)
+        vma.shared = shared
+        if not self.faults and not shared:
+            vma.prepare()  # who maps memory writes to it, as a rule before it forks
+
+    def munmap(self, event: Event) -> None:
+        """Unmap, if the call succeeded."""
+        tid, start, length = event[1:4]
+        if not event[-1]:
+            spaces.munmap(self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length), self.now)
+
+    def mprotect(self, event: Event) -> None:
+        """Split where the protection changes inside a VMA."""
+        tid, start, length = event[1:4]
+        if not event[-1]:
+            space, page = self.space(tid), start >> _PAGE
+            if space.at(page) is space.rest and page < space.data:
+                self._data(space, page)  # the dynamic linker, or static start-up code, closes the relocated part
+            spaces.split(space, page, page + _pages(length))
+
+    def madvise(self, event: Event) -> None:
+        """Split, zap or neither, by behaviour."""
+        tid, start, length, behaviour = event[1:5]
+        if event[-1]:
+            return
+        space, first, end = self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length)
+        if behaviour in spaces.ZAPS:
+            spaces.zap(space, first, end, self.now)
+        elif behaviour in spaces.CHANGES_FLAGS:
+            spaces.split(space, first, end)
+            if behaviour in (spaces.DONTFORK, spaces.DOFORK):
+                for vma in space.overlapping(first, end):
+                    vma.copied = behaviour == spaces.DOFORK
+
+    def mremap(self, event: Event) -> None:
+        """Move or resize."""
+        tid, start, old, new = event[1:5]
+        ret = event[-1]
+        if 0 < ret < 1 << 62:
+            first, to = start >> _PAGE, ret >> _PAGE
+            old_range, new_range = range(first, first + _pages(old)), range(to, to + _pages(new))
+            spaces.mremap(self.space(tid), old_range, new_range, self.now)
+
+    def clone(self, event: Event) -> None:
+        """A fork begins: from here on the child's VMAs may be in the trees."""
+        tid, flags, child_tid = event[1:4]
+        self.flags[tid] = flags
+        self.child_tid[tid] = child_tid if flags & CLONE_CHILD_SETTID else 0
+        if not flags & CLONE_VM:
+            child = self.cloning[tid] = spaces.fork(self.space(tid), self.now)
+            child.tentative = True
+
+    def clone3(self, event: Event) -> None:
+        """Its flags are not seen. C libraries make threads and spawn by it, and fork by clone()."""
+        self.flags[event[1]] = CLONE_VM
+
+    def newtask(self, event: Event) -> None:
+        """copy_process() is through: a thread, or a process with an address space of its own."""
+        self._made(*event[1:4])
+
+    def _made(self, tid: int, child: int, flags: int) -> None:
+        space = self.space(tid)
+        made = self.cloning.pop(tid, None)
+        if flags & CLONE_VM:
+            if made is not None:
+                spaces.unlink(made)
+            space.users += 1
+            self.space_of[child] = space
+            return
+        made = made or spaces.fork(space, self.now)
+        made.tentative = False
+        made.born = self.now
+        self.space_of[child] = made
+        if self.child_tid.get(tid):  # schedule_tail() writes it, as the child: no fault of user mode
+            self._write(made, self.child_tid[tid] >> _PAGE, self.now + 1)
+
+    def fork(self, event: Event) -> None:
+        """sched_process_fork says nothing that task_newtask did not; where that is missing, the system call does."""
+        tid, child = event[1:3]
+        flags = self.flags.pop(tid, 0)
+        if child not in self.space_of or self.space_of[child].users == 0:
+            self._made(tid, child, flags)
+
+    def clone_ends(self, event: Event) -> None:
+        """A fork that failed leaves nothing."""
+        if event[-1] < 0 and (made := self.cloning.pop(event[1], None)) is not None:
+            spaces.unlink(made)
+
+    def exec(self, event: Event) -> None:
+        """A new image, known from its beginning on; the old one goes when no one else uses it."""
+        tid, _, side_band = event[1:4]
+        if bool(side_band) != self.exec_side_band:
+            return
+        old = self.space_of.get(tid)
+        new = self.space_of[tid] = spaces.new_image(known=True)
+        new.epoch = self.epoch
+        if old is not None:
+            self._leave(old)
+
+    def exit_begins(self, event: Event) -> None:
+        """exit_group(): soon the VMAs will go, which of them when is not seen."""
+        tid = event[1]
+        space = self.space_of.get(tid)
+        if space is not None and space.users == 1:
+            space.dying = True
+
+    def exit(self, event: Event) -> None:
+        """The task ends; its address space with the last of them, at exit_mmap() where that was recorded."""
+        tid = event[1]
+        space = self.space_of.get(tid)
+        if space is None:
+            return
+        if self.exit_mmap and space.users == 1:
+            space.dying = True
+            self.exiting.add(tid)
+            return
+        del self.space_of[tid]
+        self._leave(space)
+
+    def exit_mmaps(self, event: Event) -> None:
+        """All VMAs are out of the trees (mm/mmap.c)."""
+        tid = event[1]
+        space = self.space_of.get(tid)
+        if space is not None and (tid in self.exiting or space.dying):
+            self.exiting.discard(tid)
+            del self.space_of[tid]
+            self._leave(space)
+
+    def _leave(self, space: Space) -> None:
+        space.users -= 1
+        if space.users <= 0:
+            spaces.unlink(space)
+
+    def lose(self, _event: Event) -> None:
+        """Events were lost: what was there may have changed unseen, what begins now will not have (DESIGN.md §2)."""
+        self.epoch += 1
+
+    def call(self, event: Event) -> None:
+        """Whose pages a system call moves; mbind has an address in place of a process, and a length."""
+        tid, pid, length = event[1:4]
+        self.target[tid] = 0 if length else pid
+
+    def map(self, event: Event) -> None:
+        """An executable mapping that perf saw: of the image of exec, of a library, or, without a file, the vDSO."""
+        pid, addr, length, pgoff, inode = event[1:6]
+        space, start = self.space(pid), addr >> _PAGE
+        insort(self.places, (start, space.number, space))
+        if not inode:
+            return
+        file = self.files.setdefault(("inode", inode), File(sure=True))
+        if not any(vma.file is file for vma in space.maps):
+            image_of(space, start, start + _pages(length), pgoff >> _PAGE, file)
+
+    def task(self, event: Event) -> None:
+        """A task from before the trace."""
+        tid, pid, ppid = event[1:4]
+        if tid != pid:
+            space = self.space(pid)
+            space.users += 1
+            self.space_of[tid] = space
+        else:
+            self.parent_of[pid] = ppid
+
+    def settle(self) -> None:
+        """The tasks from before the trace are all known: one whose image lies where its parent's does was forked.
+
+        exec places an image at random, so only fork makes two of them alike.
+        """
+        for pid, ppid in sorted(self.parent_of.items()):
+            space, parent = self.space_of.get(pid), self.space_of.get(ppid)
+            if space is None or parent is None or not space.maps or space.users != 1:
+                continue
+            if [(vma.start, vma.file) for vma in space.maps] == [(vma.start, vma.file) for vma in parent.maps]:
+                spaces.unlink(space)
+                child = self.space_of[pid] = spaces.fork(parent, self.now)
+                parent.forked = -1
+                self.places = [(p, n, child if s is space else s) for p, n, s in self.places]
+
+    def near(self, page: int) -> list[Space]:
+        """The spaces whose image, or a library of it, lies closest to ``page``."""
+        i = bisect_right(self.places, page, key=lambda place: place[0])
+        around = [place for place in self.places[max(i - _NEAR, 0) : i + _NEAR] if place[2].users > 0]
+        if not around:
+            return []
+        closest = min(abs(place[0] - page) for place in around)
+        return list({space.number: space for at, _, space in around if abs(at - page) == closest}.values())
+
+    def writers(self, page: int, order: int) -> Iterator[Space]:
+        """The spaces that wrote at ``page``, or at another page of its large folio."""
+        first = page >> order << order
+        seen: set[int] = set()
+        for one in range(first, first + (1 << order)):
+            for space in self.index.get(one, ()):
+                if space.users > 0 and space.number not in seen:
+                    seen.add(space.number)
+                    yield space
+
+
+def _pages(length: int) -> int:
+    return (length + 4095) >> _PAGE

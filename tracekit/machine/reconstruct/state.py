@@ -1,0 +1,253 @@
+"""Address spaces, VMAs and the two rmap trees, as fork, exec, exit and the mmap family leave them (MODEL.md B.3).
+
+Addresses are in pages throughout. An address space that exec made holds, besides the VMAs whose mmap was seen, one
+stand-in for all the rest of the image (``Space.rest``): its segments, heap and stack are written before anything is
+forked, so that fork links each of them, and any page of them lies in one VMA of each relative.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterator
+
+EVERYWHERE = 1 << 60  # pages: above any address
+
+
+class AnonVma:
+    """struct anon_vma (include/linux/rmap.h): the tree of the VMAs that may map an anonymous folio.
+
+    Attributes:
+        tree: VMAs in the order in which the interval tree received them; equal starts keep it (MODEL.md A.0).
+        children: anon_vmas whose parent this is, itself included for a root.
+        active: VMAs whose own anon_vma this is.
+    """
+
+    __slots__ = ("active", "children", "parent", "tree")
+
+    def __init__(self, parent: "AnonVma | None" = None) -> None:
+        self.parent = parent or self
+        self.parent_known()
+        self.active = 1
+        self.tree: dict[Vma, None] = {}
+
+    def parent_known(self) -> None:
+        """Count this one among its parent's children (mm/rmap.c: the self-parent link of a new root counts, too)."""
+        self.children = 0
+        self.parent.children += 1
+
+    def over(self, first: int, last: int) -> list["Vma"]:
+        """The VMAs that overlap the page offsets first..last, in tree order."""
+        found = [vma for vma in self.tree if vma.covers(first, last)]
+        return sorted(found, key=_start) if any(vma.pgoff != found[0].pgoff for vma in found) else found
+
+
+class File:
+    """struct address_space: the i_mmap tree of a file, memfd or shared anonymous mapping.
+
+    Attributes:
+        sure: False where which file it is was concluded from the number of its descriptor.
+    """
+
+    __slots__ = ("sure", "tree")
+
+    def __init__(self, *, sure: bool) -> None:
+        self.sure = sure
+        self.tree: list[Vma] = []
+
+    def over(self, first: int, last: int) -> list["Vma"]:
+        """The VMAs that overlap the page offsets first..last, in tree order."""
+        return sorted((vma for vma in self.tree if vma.covers(first, last)), key=_start)
+
+
+class Vma:
+    """struct vm_area_struct.
+
+    Attributes:
+        number: names it in the timeline.
+        chain: the anon_vmas in whose trees it is, its own included (anon_vma_chain).
+        known: whether the trace shows how it came to be.
+    """
+
+    __slots__ = (
+        "anon",
+        "chain",
+        "copied",
+        "end",
+        "file",
+        "holes",
+        "known",
+        "number",
+        "pgoff",
+        "shared",
+        "space",
+        "start",
+    )
+    count = 0
+
+    def __init__(self, space: "Space", start: int, end: int, pgoff: int) -> None:
+        Vma.count += 1
+        self.number = Vma.count
+        self.space, self.start, self.end, self.pgoff = space, start, end, pgoff
+        self.file: File | None = None
+        self.shared = False
+        self.anon: AnonVma | None = None
+        self.chain: list[AnonVma] = []
+        self.holes: list[tuple[int, int]] = []
+        self.known = True
+        self.copied = True  # by fork: MADV_DONTFORK
+
+    def covers(self, first: int, last: int) -> bool:
+        """Whether page offsets first..last overlap it."""
+        if first >= self.pgoff + self.end - self.start or last < self.pgoff:
+            return False
+        at = first - self.pgoff + self.start
+        return not self.holes or not any(low <= at < high for low, high in self.holes)
+
+    def page(self, pgoff: int) -> int:
+        """The page of its address space at which ``pgoff`` is mapped: vma_address()."""
+        return max(self.start, self.start + pgoff - self.pgoff)
+
+    def like(self, space: "Space", start: int, end: int) -> "Vma":
+        """Make another with this one's properties, in no tree yet."""
+        new = Vma(space, start, end, self.pgoff + start - self.start)
+        new.file, new.shared, new.known, new.holes = self.file, self.shared, self.known, list(self.holes)
+        return new
+
+    def prepare(self) -> AnonVma:
+        """Its own anon_vma, as a first write makes it (__anon_vma_prepare)."""
+        if self.anon is None:
+            self.anon = AnonVma()
+            self.chain.append(self.anon)
+            self.anon.tree[self] = None
+        return self.anon
+
+    def clone_chain(self, source: "Vma") -> None:
+        """anon_vma_clone(self, source) in a split or a move: the same trees, the same own anon_vma."""
+        for anon in source.chain:
+            anon.tree[self] = None
+            self.chain.append(anon)
+        self.anon = source.anon
+        if self.anon is not None:
+            self.anon.active += 1
+
+    def fork_chain(self, source: "Vma") -> None:
+        """anon_vma_fork(self, source): link to the parent's trees, then reuse a dead ancestor's or add an own one."""
+        if source.anon is None:
+            return
+        for anon in source.chain:
+            anon.tree[self] = None
+            self.chain.append(anon)
+            if self.anon is None and anon.active == 0 and anon.children < 2:
+                self.anon = anon
+        if self.anon is not None:
+            self.anon.active += 1
+            return
+        self.anon = AnonVma(source.anon)
+        self.anon.tree[self] = None
+        self.chain.append(self.anon)
+
+    def unlink(self) -> None:
+        """unlink_anon_vmas() and unlink_file_vma()."""
+        for anon in self.chain:
+            anon.tree.pop(self, None)
+            if not anon.tree:
+                anon.parent.children -= 1
+        if self.anon is not None:
+            self.anon.active -= 1
+        if self.file is not None and self in self.file.tree:
+            self.file.tree.remove(self)
+        self.chain, self.anon = [], None
+
+    def reinsert(self) -> None:
+        """Take it out of its trees and put it back, last among equal starts: vma_prepare() and vma_complete()."""
+        for anon in self.chain:
+            anon.tree.pop(self, None)
+            anon.tree[self] = None
+        if self.file is not None and self in self.file.tree:
+            self.file.tree.remove(self)
+            self.file.tree.append(self)
+
+
+def _start(vma: Vma) -> int:
+    return vma.pgoff
+
+
+class Folio:
+    """What is mapped at a page of one address space and, by fork, of its relatives.
+
+    Attributes:
+        tree: where its rmap walk goes.
+        origin, since: the space that wrote it first, and at which event; None for a file's.
+        sure: False where its origin was not seen and alternatives remain.
+    """
+
+    __slots__ = ("origin", "since", "sure", "tree")
+
+    def __init__(
+        self, tree: AnonVma | File, origin: "Space | None" = None, since: int = 0, *, sure: bool = True
+    ) -> None:
+        self.tree, self.origin, self.since, self.sure = tree, origin, since, sure
+
+
+class Space:
+    """struct mm_struct.
+
+    Attributes:
+        number: names it in the timeline.
+        vmas: those whose mmap was seen, by address; ``starts`` aligned with it.
+        rest: stands for all others; None where the image is not known to be written before forks.
+        own: page → [(event, folio or None)], what faults and zaps of this space put there, oldest first.
+        parent, born: what it was forked from, and after which event.
+        epoch: how many losses of events there had been when its family began.
+        data: the lowest page outside any VMA seen that was written: there the image's data begins.
+        tentative: a fork has begun to make it, and which of its VMAs are linked is not known yet.
+        dying: its exit has begun, and which of its VMAs are unlinked is not known.
+    """
+
+    __slots__ = (
+        *("born", "data", "dying", "epoch", "fd_family", "forked", "maps", "number", "own", "parent", "rest", "starts"),
+        *("tentative", "users", "vmas", "windows", "zaps"),
+    )
+    count = 0
+
+    def __init__(self, parent: "Space | None" = None, born: int = 0) -> None:
+        Space.count += 1
+        self.number = Space.count
+        self.parent, self.born = parent, born
+        self.vmas: list[Vma] = []
+        self.starts: list[int] = []
+        self.own: dict[int, list[tuple[int, Folio | None]]] = {}
+        self.zaps: list[tuple[int, int, int]] = []
+        self.windows: set[int] = set()
+        self.maps: list[Vma] = []
+        self.fd_family: int = parent.fd_family if parent else self.number
+        self.users = 1
+        self.epoch: int = parent.epoch if parent else 0
+        self.data: int = parent.data if parent else EVERYWHERE
+        self.tentative = self.dying = False
+        self.forked = -1
+        self.rest: Vma | None = None
+
+    def at(self, page: int) -> Vma | None:
+        """The VMA that ``page`` lies in, as far as that was seen; ``rest`` where it was not."""
+        i = bisect_right(self.starts, page) - 1
+        if i >= 0 and page < self.vmas[i].end:
+            return self.vmas[i]
+        return self.rest if self.rest is not None and self.rest.covers(page, page) else None
+
+    def add(self, vma: Vma) -> None:
+        """Enter a VMA whose place is free."""
+        i = bisect_right(self.starts, vma.start)
+        self.starts.insert(i, vma.start)
+        self.vmas.insert(i, vma)
+
+    def overlapping(self, start: int, end: int) -> list[Vma]:
+        """Its VMAs that overlap start..end."""
+        i = max(bisect_right(self.starts, start) - 1, 0)
+        j = bisect_right(self.starts, end - 1)
+        return [vma for vma in self.vmas[i:j] if vma.end > start]
+
+    def all_vmas(self) -> Iterator[Vma]:
+        """Every VMA, the stand-in included."""
+        if self.rest is not None:
+            yield self.rest
+        yield from self.maps
+        yield from self.vmas

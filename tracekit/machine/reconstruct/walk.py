@@ -1,0 +1,87 @@
+"""One rmap walk in the making: its entries, the folio they were of, the VMAs it went through."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from tracekit.machine.reconstruct.state import Vma
+
+if TYPE_CHECKING:
+    from tracekit.machine.reconstruct.folios import Found
+
+
+class Run(NamedTuple):
+    """Entries of one VMA.
+
+    Attributes:
+        row: of the timeline, where the first of them stands.
+        page: of the first.
+        base: where the folio's first page stands in this VMA, or would stand.
+    """
+
+    row: int
+    page: int
+    base: int
+
+
+class Walk:
+    """A walk.
+
+    Attributes:
+        entries: (row, page, pfn, pages) of each set or restore; a PMD entry is of all the folio's pages.
+        head, order: of the folio; of the new one for a remove walk.
+        when: event at which it began.
+        reason: of migrate_pages(): 2 moves the caller's own memory, 3 that of a system call, 0 any.
+        type: swap type of its first entry.
+        source: of a remove walk, the walk that set its entries.
+        found: of a try walk, its folio; None: not known.
+        members: of a remove walk, the VMAs of the tree when it began.
+        hit: of a try walk, the VMAs whose entries it set.
+        done: of a try walk, whether its entries were restored.
+        split: of a try walk, whether they are being restored as those of small folios.
+        dirty: whether its first entry carries the dirty bit.
+        sure: whether no alternative is left.
+    """
+
+    __slots__ = (
+        *("dirty", "done", "entries", "found", "head", "hit", "members", "order"),
+        *("reason", "source", "split", "sure", "type", "when"),
+    )
+
+    def __init__(self, head: int, order: int, when: int) -> None:
+        self.head, self.order, self.when = head, order, when
+        self.reason, self.type = 0, -1
+        self.entries: list[tuple[int, int, int, int]] = []
+        self.source: Walk | None = None
+        self.found: Found | None = None
+        self.members: list[Vma] = []
+        self.hit: set[Vma] = set()
+        self.done = self.split = self.sure = self.dirty = False
+
+    def runs(self) -> list[Run]:
+        """A visit goes through a VMA's part of the folio in order, so where the PFN falls back another VMA begins."""
+        runs: list[Run] = []
+        before, base = -1, -1
+        for row, page, pfn, pages in self.entries:
+            if pfn <= before or page - (pfn - self.head) != base:
+                base = page - (pfn - self.head)
+                runs.append(Run(row, page, base))
+            before = pfn + pages - 1
+        return runs
+
+    def pgoff(self) -> int:
+        """The page offset of the folio, or of the part that a split made of it, in its tree."""
+        source = self.source or self
+        assert source.found is not None
+        return source.found.pgoff + (self.head - source.head if self.order < source.order else 0)
+
+    def tree(self) -> list[Vma]:
+        """The VMAs that its tree holds now; none where the folio is not known."""
+        source = self.source or self
+        if source.found is None:
+            return []
+        first = self.pgoff()
+        return source.found.folio.tree.over(first, first + (1 << self.order) - 1)
+
+    def bases(self, members: list[Vma]) -> list[int]:
+        """Where the folio's first page stands in each of ``members``."""
+        first = self.pgoff()
+        return [vma.start - vma.pgoff + first for vma in members]

@@ -1,0 +1,148 @@
+"""Migration entries → rmap walks: which sets and restores are one folio's.
+
+One try_to_migrate() walk is a run of sets of one task whose source PFNs lie in one folio; one remove_migration_ptes()
+walk is a run of its restores whose new PFNs do (MODEL.md C.4). A restore belongs to the walk that took its page away,
+where it points there still (undone, or split), else to the oldest open walk of its task that set an entry at its
+address.
+"""
+
+from collections import Counter, deque
+
+from tracekit.machine.reconstruct import rows
+from tracekit.machine.reconstruct.events import DIRTY, PMD
+from tracekit.machine.reconstruct.folios import Found
+from tracekit.machine.reconstruct.identify import Identify
+from tracekit.machine.reconstruct.machine import Event, Life
+from tracekit.machine.reconstruct.resolve import resolve_remove, resolve_try
+from tracekit.machine.reconstruct.walk import Walk
+
+
+class Open:
+    """What is open in one task.
+
+    Attributes:
+        walk: the walk it is in.
+        reason: of its migrate_pages().
+        tried: try walks, oldest first.
+        at_page: page → those that set an entry there, oldest first.
+        at_pfn: source PFN → the latest that took it away.
+    """
+
+    def __init__(self) -> None:
+        self.walk: Walk | None = None
+        self.reason = 0
+        self.tried: list[Walk] = []
+        self.at_page: dict[int, deque[Walk]] = {}
+        self.at_pfn: dict[int, Walk] = {}
+
+    def add(self, walk: Walk) -> None:
+        """A try walk is over."""
+        self.tried.append(walk)
+        for _, page, pfn, _ in walk.entries:
+            self.at_pfn[pfn] = walk
+            queue = self.at_page.setdefault(page, deque())
+            if not queue or queue[-1] is not walk:
+                queue.append(walk)
+
+    def source(self, page: int, pfn: int) -> Walk | None:
+        """The try walk whose entry at ``page`` is replaced by a PTE of ``pfn``."""
+        here = self.at_pfn.get(pfn)
+        if here is not None and not here.done:
+            return here
+        queue = self.at_page.get(page)
+        while queue:
+            if not queue[0].done and not queue[0].split:
+                return queue[0]
+            queue.popleft()
+        return None
+
+    def clear(self) -> None:
+        """migrate_pages() is over: nothing of it is left."""
+        self.tried, self.at_page, self.at_pfn = [], {}, {}
+
+
+class Walker:
+    """Takes the migration entries of all tasks.
+
+    Attributes:
+        made: the rows that stand for the visits.
+        why: walks that are not certain, by reason.
+    """
+
+    def __init__(self, life: Life, identify: Identify) -> None:
+        self.life, self.identify = life, identify
+        self.made: list[rows.Made] = []
+        self.why: Counter[str] = Counter()
+        self.open: dict[int, Open] = {}
+
+    def _of(self, tid: int) -> Open:
+        return self.open.get(tid) or self.open.setdefault(tid, Open())
+
+    def set(self, event: Event) -> None:
+        """A migration entry was set."""
+        tid, row, page, pfn, order, entry_type, whole = event[1:8]
+        task, head = self._of(tid), pfn >> order << order
+        walk = task.walk
+        if walk is None or walk.source is not None or walk.head != head or walk.order != order:
+            self._close(tid, task)
+            walk = task.walk = Walk(head, order, self.life.now)
+            walk.reason, walk.type, walk.dirty = task.reason, entry_type & DIRTY - 1, entry_type >= DIRTY
+        walk.entries.append((row, page, pfn, 1 << order if whole == PMD else 1))
+
+    def restore(self, event: Event) -> None:
+        """A migration entry was replaced."""
+        tid, row, page, pfn, order, _, whole = event[1:8]
+        task = self._of(tid)
+        walk = task.walk
+        if walk is None or walk.source is None or pfn >> walk.order << walk.order != walk.head:
+            self._close(tid, task)
+            source = task.source(page, pfn)
+            if source is None:
+                return
+            # a page of a large folio that came back as a small one is what a split left
+            here = pfn >> source.order << source.order == source.head
+            size = min(order, source.order) if here else source.order
+            walk = task.walk = Walk(pfn >> size << size, size, self.life.now)
+            walk.source = source
+            walk.members = walk.tree()
+        walk.entries.append((row, page, pfn, 1 << walk.order if whole == PMD else 1))
+
+    def edge(self, event: Event) -> None:
+        """migrate_pages() starts or ends: what was set and not restored by now was all zapped."""
+        tid, row, begins, reason = event[1], event[2], event[6], event[7]
+        task = self._of(tid)
+        self._close(tid, task)
+        for source in task.tried:
+            if not source.done and source.found is not None:
+                self.made += rows.of_nothing(source, row)
+        task.clear()
+        task.reason = reason if begins else 0
+
+    def finish(self) -> None:
+        """The trace is over."""
+        for tid, task in self.open.items():
+            self._close(tid, task)
+
+    def _close(self, tid: int, task: Open) -> None:
+        walk, task.walk = task.walk, None
+        if walk is None:
+            return
+        if walk.source is None:
+            walk.found, space = self.identify.of(tid, walk)
+            done = resolve_try(walk, space, self.life.epoch)
+            task.add(walk)
+        else:
+            done = resolve_remove(walk, self.life.epoch)
+            self._moved(walk, walk.source)
+        walk.sure = not done.why
+        if done.why:
+            self.why[done.why] += 1
+        self.made += rows.of_walk(walk, done.visited, done.member)
+
+    def _moved(self, walk: Walk, source: Walk) -> None:
+        here = walk.head >> source.order << source.order == source.head
+        split = here and walk.order < source.order
+        source.done |= not split
+        source.split |= split
+        if source.found is not None and (split or not here):
+            self.identify.moved[walk.head] = Found(source.found.folio, walk.pgoff())
