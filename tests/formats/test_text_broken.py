@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import text_oracle
 
 from tracekit.errors import TracekitError
-from tracekit.formats import _text_read
+from tracekit.formats import _text_notes, _text_read
 from tracekit.ingest import ingest
 
 ROOT = Path(__file__).parents[2]
@@ -232,3 +232,52 @@ def test_an_event_printed_in_two_ways_gets_two_tables(tmp_path: Path) -> None:
         "events/syscalls/sys_exit_clone": 1,
         "events/syscalls/sys_exit_clone_": 1,
     }
+
+
+@pytest.mark.parametrize("keys", [1, 6])
+def test_a_line_much_longer_than_the_last_ones(tmp_path: Path, keys: int) -> None:
+    """Found by tests/fuzz: what was learnt from a long line was looked for behind the end of the text."""
+    long = " ".join(f"a_key_with_a_long_name_{n}={n}" + " words and words" * 20 for n in range(keys))
+    text = FRONT.format(1) + f"foo: {long}\n" + FRONT.format(2) + "foo: a\n"
+    found = read(tmp_path, text.encode())
+    assert found is not None
+    frame = pl.read_parquet(found[0] / "events/unknown/foo.parquet")
+    assert frame["text"].to_list() == [long, "a"]
+    assert frame["a_key_with_a_long_name_0"].to_list() == [0, None]
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_a_long_name_of_a_task_and_a_short_line_at_the_end(tmp_path: Path, kind: str) -> None:
+    """Found by tests/fuzz: the name was looked for behind the end of the text."""
+    first = SCRIPT.split(b"\n")[0] if kind == "perf_script" else PIPE.split(b"\n")[0]
+    found = read(tmp_path, SAMPLES[kind] + b"y" * 180 + first + b"\nx\n")
+    assert found is not None
+    assert found[1]["source"]["format"] == kind
+    assert found[1]["anomalies"] == {"unparsed_line": 1}
+
+
+@pytest.mark.parametrize("kind", SAMPLES)
+def test_numbers_that_are_no_process(tmp_path: Path, kind: str) -> None:
+    for number, count in ((0x7FFFFFFF, 0), (0x80000000, 1), (9999999999, 1), (10**30, 1)):
+        found = read(tmp_path, SAMPLES[kind] + SAMPLES[kind].replace(b"3605", b"%d" % number, 1))
+        assert found is not None
+        assert found[1]["anomalies"].get("unparsed_line", 0) == count, number
+
+
+def test_losses_that_no_column_holds(tmp_path: Path) -> None:
+    lost = b"CPU:4294967297 [LOST 1 EVENTS]\nCPU:1 [LOST 99999999999999999999 EVENTS]\n"
+    found = read(
+        tmp_path, b"# entries-in-buffer/entries-written: 1/99999999999999999999   #P:999999999\n" + PIPE + lost
+    )
+    assert found is not None
+    assert found[1]["lost"] == {"events": 0, "records": 0}
+    assert found[1]["machine"]["cpus"] is None
+    assert found[1]["anomalies"] == {"unparsed_line": 2}
+
+
+def test_losses_without_end_take_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_text_notes, "MAX_WAITING", 10)
+    monkeypatch.setattr(_text_read, "CHUNK_BYTES", 400)
+    found = read(tmp_path, PIPE + b"CPU:1 [LOST 2 EVENTS]\n" * 100)
+    assert found is not None
+    assert found[1]["lost"] == {"events": 200, "records": 100}

@@ -70,7 +70,10 @@ class Text:
         same: Mask | None = None
         for begin in range(0, len(literal), 8):
             part = literal[begin : begin + 8]
-            words = self.load(at + begin if begin else at)
+            place = at + begin if begin else at
+            if begin > PAD_BYTES - 16:  # long literals are learnt from lines: others may be shorter
+                place = np.minimum(place, len(self.raw) - 8)
+            words = self.load(place)
             wanted = _u64(int.from_bytes(part, "little"))
             here = words == wanted if len(part) == 8 else (words & _FIRST[len(part)]) == wanted
             same = here if same is None else same & here

@@ -86,9 +86,10 @@ class NameTable:
         if name in self.numbers:
             return self.numbers[name]
         try:
-            return int(name, 16) if name.startswith("0x") else int(name)
+            number = int(name, 16) if name.startswith("0x") else int(name)
         except ValueError:
             return None
+        return number if -(1 << 63) <= number < 1 << 64 else None
 
 
 class Column:

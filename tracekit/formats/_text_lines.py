@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracekit.formats._text_bytes import Mask, Places, Text
+from tracekit.formats._text_bytes import Mask, Places, Text, Words
 
 COMM_WIDTH = 16
 MAX_LAYOUTS = 48
 NONE = -1
+_INT_MAX = np.uint64(0x7FFFFFFF)
 
 # bytes
 _SPACE, _COLON, _DOT, _MINUS, _OPEN, _SLASH = 32, 58, 46, 45, 91, 47
@@ -150,7 +151,7 @@ def _task(text: Text, start: Places, end: Places, layout: Layout) -> tuple[Mask,
     fits = text.bytes[dash] == _MINUS
     tid, length = text.decimal(dash + 1)
     place = text.skip_spaces(dash + 1 + length)
-    fits &= (length > 0) & (length < 11) & (place > dash + 1 + length)
+    fits &= _is_pid(tid, length) & (place > dash + 1 + length)
     place = np.minimum(place, end)
     tgid, place = _thread_group(text, place, end, fits)
     fits &= text.bytes[place] == _OPEN
@@ -168,7 +169,7 @@ def _latency(text: Text, start: Places, end: Places, layout: Layout) -> tuple[Ma
     fits = text.bytes[dash] == _MINUS
     tid, length = text.decimal(dash + 1)
     place = np.minimum(text.skip_spaces(dash + 1 + length), end)
-    fits &= (length > 0) & (length < 11)
+    fits &= _is_pid(tid, length)
     cpu, length = text.decimal(place)
     fits &= (length > 0) & (length < 9)
     flags, preempt, place = _flags(text, np.minimum(place + length, end), end)
@@ -179,7 +180,7 @@ def _raw(text: Text, start: Places, end: Places, layout: Layout) -> tuple[Mask, 
     """``3555 0 424082459452 type: 680``: options/raw prints nanoseconds, and no name."""
     del layout
     tid, length = text.decimal(start)
-    fits = (length > 0) & (length < 11) & (text.bytes[start + length] == _SPACE)
+    fits = _is_pid(tid, length) & (text.bytes[start + length] == _SPACE)
     place = np.minimum(start + length + 1, end)
     cpu, length = text.decimal(place)
     fits &= (length > 0) & (length < 9) & (text.bytes[place + length] == _SPACE)
@@ -249,7 +250,12 @@ def _id(text: Text, place: Places, end: Places) -> tuple[Places, Places, Mask]:
     negative = text.bytes[place] == _MINUS
     number, length = text.decimal(place + negative)
     value = np.where(negative, NONE, number.astype(np.int64))
-    return value, np.minimum(place + negative + length, end), (length > 0) & (length < 11)
+    return value, np.minimum(place + negative + length, end), _is_pid(number, length)
+
+
+def _is_pid(number: Words, length: Places) -> Mask:
+    """Whether there is a number and pid_t, an int, can hold it."""
+    return (length > 0) & (length < 11) & (number <= _INT_MAX)
 
 
 def _thread_group(text: Text, place: Places, end: Places, fits: Mask) -> tuple[Places | None, Places]:
@@ -261,7 +267,7 @@ def _thread_group(text: Text, place: Places, end: Places, fits: Mask) -> tuple[P
     tgid, length = text.decimal(inner)
     close = np.minimum(text.find(inner, ord(")"), end), end)
     missing = text.bytes[inner] == _MINUS
-    fits &= ~has | ((close < end) & (missing | (inner + length == close)))
+    fits &= ~has | ((close < end) & (missing | (_is_pid(tgid, length) & (inner + length == close))))
     after = np.minimum(text.skip_spaces(np.minimum(close + 1, end)), end)
     return np.where(has & ~missing, tgid.astype(np.int64), NONE), np.where(has, after, place)
 
@@ -284,9 +290,9 @@ def _finish(  # noqa: PLR0913, PLR0917 - the columns of Heads
     name = np.minimum(text.skip_spaces(place), end)
     fits &= good & (name < end) & (name > place)
     none = _unknown(start)
-    comm_stop = start + max(comm_end, 0)
+    comm_stop = np.minimum(start + max(comm_end, 0), end)
     # a name has at most 15 bytes and is printed %16s; what stands before that is trace-cmd's name of an instance
-    comm_start = np.minimum(text.skip_spaces(start + max(comm_end - COMM_WIDTH, 0)), comm_stop)
+    comm_start = np.minimum(text.skip_spaces(np.minimum(start + max(comm_end - COMM_WIDTH, 0), end)), comm_stop)
     heads = Heads(
         none, comm_start, comm_stop, none if pid is None else pid, tid.astype(np.int64), cpu.astype(np.int64),
         time_ns, none if flags is None else flags, none if preempt is None else preempt, none,

@@ -11,14 +11,15 @@ from tracekit.formats._text_bytes import Places, Text
 from tracekit.formats._text_lines import Heads
 
 SHOWN_OFFSETS = 8
-_LOST = re.compile(rb"CPU:\s?(\d+) \[(?:LOST )?(?:(\d+) )?EVENTS(?: DROPPED)?\]\s*$")
-_PERF_LOST = re.compile(rb".*PERF_RECORD_LOST(?:_SAMPLES)? lost (\d+)")
-_STARTED = re.compile(rb"#{2,} CPU (\d+) buffer started #{2,}\s*$")
-_ENTRIES = re.compile(rb"# entries-in-buffer/entries-written: (\d+)/(\d+)(?:\s+#P:(\d+))?")
+MAX_WAITING = 1 << 16
+"""Losses in a row without an event behind them."""
+_LOST = re.compile(rb"CPU:\s?(\d{1,8}) \[(?:LOST )?(?:(\d{1,18}) )?EVENTS(?: DROPPED)?\]\s*$")
+_STARTED = re.compile(rb"#{2,} CPU (\d{1,8}) buffer started #{2,}\s*$")
+_ENTRIES = re.compile(rb"# entries-in-buffer/entries-written: (\d{1,18})/(\d{1,18})\b(?:\s+#P:(\d{1,8})\b)?")
 _LATENCY = re.compile(rb"# .*latency trace v\S+ on (\S+)")
-_PROCESSORS = re.compile(rb"#.*#P:(\d+)")
+_PROCESSORS = re.compile(rb"#.*#P:(\d{1,8})\b")
 _TRACER = re.compile(rb"# tracer: (\S+)")
-_CPUS = re.compile(rb"cpus=(\d+)\s*$")
+_CPUS = re.compile(rb"cpus=(\d{1,8})\s*$")
 _VERSION = re.compile(rb"\s*version = (\S+)\s*$")
 _RELEASE = re.compile(rb"# os ?release : (\S+)")
 _QUIET = re.compile(rb"\s*$|.*\[main\]|trace-cmd: |file: |---")
@@ -67,6 +68,8 @@ class Notes:
         for line in others.tolist():
             self._other(text.raw[starts[line] : min(ends[line], starts[line] + 512)], line, text, starts, heads, rows)
         self._write(rows)
+        if len(self._waiting) > MAX_WAITING:
+            self.close()
 
     def close(self) -> None:
         """Losses that no event follows have no time; they stand at the end of what was seen."""
@@ -78,7 +81,7 @@ class Notes:
             kept, written = int(found[1]), int(found[2])
             if found[3]:
                 self.machine["cpus"] = int(found[3])
-            if written > kept and written - kept < 1 << 63:
+            if written > kept:
                 self._overwritten = written - kept
                 self.features["buffer"] = {"entries_in_buffer": kept, "entries_written": written}
         elif found := _LATENCY.match(line) or _RELEASE.match(line):
@@ -107,7 +110,7 @@ class Notes:
             # printed before the first event that the CPU's buffer holds after the loss
             following = int(np.searchsorted(heads.line, number))
             count = int(found[2]) if found[2] else None
-            cpu = int(found[1]) & 0x7FFFFFFF
+            cpu = int(found[1])
             if following < len(heads.line):
                 rows.append((int(heads.time_ns[following]), cpu, count, offset, "lost"))
             else:
@@ -126,9 +129,9 @@ class Notes:
         kinds = ["lost", "overwritten"]
         time, cpu = np.array([row[0] for row in rows], np.int64), np.array([row[1] for row in rows], np.int32)
         known = np.array([row[2] is not None for row in rows], bool)
-        counts = np.array([min(row[2] or 0, (1 << 63) - 1) for row in rows], np.uint64)
+        counts = np.array([row[2] or 0 for row in rows], np.uint64)
         self._records += len(rows)
-        self._events += int(counts.sum(dtype=np.float64)) if len(rows) > 1 << 16 else sum(counts.tolist())
+        self._events += sum(counts.tolist())
         self._uncounted |= not known.all()
         arrays = {
             "time_ns": _columns.numbers(time, time >= 0),
