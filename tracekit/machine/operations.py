@@ -12,7 +12,7 @@ Columns of the table (polars):
     order       of the source folio; null: not seen
     vma, mm     kernel addresses; mm null where the probe did not record it
     addr        user address, bytes
-    nr_pages    pages the operation covers; of a visit, those whose entries it set or restored
+    nr_pages    entries the operation covers, that of a PMD counting as one; of a visit, those it set or restored
     hit         visit: whether there was any; null for what is no visit
     known       whether both walks of the episode were seen, with no event lost in them; policies judge no other
     moved       whether the entries end on another folio; false: undone or a split, null: not known
