@@ -233,7 +233,7 @@ class Writer:
     def entry(self, tid, func, depth):
         return self._event(11, tid, "Qi", func, depth)
 
-    def exit(self, tid, func, depth, calltime, rettime, overrun=0):
+    def exit(self, tid, func, depth, calltime, rettime, overrun=0):  # noqa: PLR0917
         return self._event(10, tid, "QiIQQ", func, depth, overrun, calltime, rettime)
 
     def page(self, stamp, *items, missed=None):

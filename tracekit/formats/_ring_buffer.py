@@ -48,11 +48,16 @@ class PageEvents(NamedTuple):
 
     at: Int64s  # of the event's data (common_type, …) in the bytes given
     size: Int64s  # bytes of it, what it was rounded up to included
-    page: Int64s
     stamp: UInt64s  # raw
+    counts: Int64s  # per page: how many of the events are its
     missed: Int64s  # per page: events lost before it; 0: none, −1: unknown number
     first_stamp: UInt64s  # per page: what stands in its head
     problems: dict[str, int]
+
+    @property
+    def page(self) -> Int64s:
+        """int64[n] page of each event."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
 
 
 class _Heads(NamedTuple):
@@ -69,25 +74,35 @@ def decode_pages(data: Bytes, layout: PageLayout) -> PageEvents:
     """Find the events of ``data``, a whole number of pages; it must be contiguous and aligned to eight bytes."""
     words = data.view(layout.dtype("u4"))
     heads = _heads(data, layout)
-    place, page, broken = _walk(words, heads, layout)
-    head = words.take(place).astype(np.int64)
-    kind, delta = _split(head, layout)
-    stamp = _stamps(words, place, page, kind, delta, heads.stamp)
-    is_data = kind <= MAX_DATA
-    place, page, kind, stamp = place[is_data], page[is_data], kind[is_data], stamp[is_data]
-    long_form = kind == 0
+    place, counts, broken = _walk(words, heads, layout)
+    kind, delta = _split(words.take(place), layout)
+    stamp = _stamps(words, place, counts, kind, delta, heads.stamp)
+    if len(kind) and kind.max() > MAX_DATA:
+        is_data = kind <= MAX_DATA
+        counts = _left(counts, is_data)
+        place, kind, stamp = place[is_data], kind[is_data], stamp[is_data]
     at = (place + 1) << 2
-    size = kind << 2
-    if long_form.any():
+    size = kind.astype(np.int64) << 2
+    long_form = np.flatnonzero(kind == 0)
+    if len(long_form):
         at[long_form] += 4
         size[long_form] = words.take(place[long_form] + 1).astype(np.int64) - 4
     problems = {"damaged_page": heads.damaged, "event_beyond_page": broken}
-    short = size < _LEAST_BYTES
-    if short.any():
-        problems["event_too_short"] = int(np.count_nonzero(short))
-        at, size, page, stamp = at[~short], size[~short], page[~short], stamp[~short]
+    if len(size) and size.min() < _LEAST_BYTES:
+        long_enough = size >= _LEAST_BYTES
+        problems["event_too_short"] = int(np.count_nonzero(~long_enough))
+        counts = _left(counts, long_enough)
+        at, size, stamp = at[long_enough], size[long_enough], stamp[long_enough]
     kept = {kind: number for kind, number in problems.items() if number}
-    return PageEvents(at, size, page, stamp, heads.missed, heads.stamp, kept)
+    return PageEvents(at, size, stamp, counts, heads.missed, heads.stamp, kept)
+
+
+def _left(counts: Int64s, kept: np.ndarray) -> Int64s:
+    """How many events of each page are left if only those of the mask are ``kept``."""
+    total = np.concatenate((np.zeros(1, np.int64), np.cumsum(kept)))
+    ends = np.cumsum(counts)
+    result: Int64s = total[ends] - total[ends - counts]
+    return result
 
 
 def _heads(data: Bytes, layout: PageLayout) -> _Heads:
@@ -111,15 +126,15 @@ def _heads(data: Bytes, layout: PageLayout) -> _Heads:
     return _Heads(first, first + used // 4, missed, stamp, int(np.count_nonzero(bad)))
 
 
-def _split(head: Int64s, layout: PageLayout) -> tuple[Int64s, Int64s]:
-    """type_len and time_delta; the bit-fields change ends with the byte order."""
+def _split(head: np.ndarray, layout: PageLayout) -> tuple[np.ndarray, np.ndarray]:
+    """type_len and time_delta of uint32[n]; the bit-fields change ends with the byte order."""
     if layout.big_endian:
         return head >> _DELTA_BITS, head & ((1 << _DELTA_BITS) - 1)
     return head & 31, head >> 5
 
 
 def _walk(words: np.ndarray, heads: _Heads, layout: PageLayout) -> tuple[Int64s, Int64s, int]:
-    """int64[n] places of all events, padding and stamps included, int64[n] their pages; how many pages are damaged."""
+    """int64[n] places of all events, padding and stamps too; how many each page has; how many pages are damaged."""
     advance = np.zeros(32, np.int64)  # in words; 0: the next word knows
     advance[1 : MAX_DATA + 1] = np.arange(2, MAX_DATA + 2)
     advance[[TIME_EXTEND, TIME_STAMP]] = 2
@@ -132,7 +147,7 @@ def _walk(words: np.ndarray, heads: _Heads, layout: PageLayout) -> tuple[Int64s,
         step = advance.take(head >> _DELTA_BITS if layout.big_endian else head & 31)
         if not step.all():
             odd = np.flatnonzero(step == 0)
-            step[odd] = _odd_step(words, place[odd], end[odd], *_split(head[odd].astype(np.int64), layout))
+            step[odd] = _odd_step(words, place[odd], end[odd], *_split(head[odd], layout))
         steps.append((place, alive))
         following = place + step
         more = following < end
@@ -164,34 +179,36 @@ def _by_page(
     places = np.empty(int(counts.sum()), np.int64)
     for number, (place, alive) in enumerate(steps):
         places[begin.take(alive) + number] = place
-    page = np.repeat(np.arange(len(counts)), counts)
     if len(broken) == 0:
-        return places, page, 0
+        return places, counts, 0
     last = begin[broken] + counts[broken] - 1
-    kind, delta = _split(words.take(places[last]).astype(np.int64), layout)
+    kind, delta = _split(words.take(places[last]), layout)
     # padding that fills the page is its regular end
     damaged = int(np.count_nonzero((kind != PADDING) | (delta != 0)))
-    return np.delete(places, last), np.delete(page, last), damaged
+    counts[broken] -= 1
+    return np.delete(places, last), counts, damaged
 
 
 def _stamps(  # noqa: PLR0913, PLR0917 - the columns of the events
-    words: np.ndarray, place: Int64s, page: Int64s, kind: Int64s, delta: Int64s, base: UInt64s
+    words: np.ndarray, place: Int64s, counts: Int64s, kind: np.ndarray, delta: np.ndarray, base: UInt64s
 ) -> UInt64s:
     """uint64[n] time of each event: the page's, and all deltas up to it. Sums wrap around as the kernel's do."""
-    step = delta.view(np.uint64)
+    step = delta.astype(np.uint64)
     wide = np.flatnonzero(kind >= TIME_EXTEND)
+    absolute, stamped = wide, step[:0]
     if len(wide):
         step[wide] |= words.take(place[wide] + 1).astype(np.uint64) << np.uint64(_DELTA_BITS)
-    absolute = np.flatnonzero(kind == TIME_STAMP)
-    stamped = step[absolute]
-    step[absolute] = 0
+        absolute = wide[kind[wide] == TIME_STAMP]
+        stamped = step[absolute]
+        step[absolute] = 0
     total = np.cumsum(step, dtype=np.uint64)
     if len(place) == 0:
         return total
-    starts = np.flatnonzero(np.diff(page, prepend=-1))
-    counts = np.diff(np.append(starts, len(page)))
-    stamp: UInt64s = total + np.repeat(base[page[starts]] - (total[starts] - step[starts]), counts)
+    before = np.concatenate((np.zeros(1, np.uint64), total))[np.cumsum(counts) - counts]
+    stamp: UInt64s = np.repeat(base - before, counts)
+    stamp += total
     if len(absolute):
+        page = np.repeat(np.arange(len(counts)), counts)
         _set_absolute(stamp, total, page, absolute, _whole(stamped, base[page[absolute]]))
     return stamp
 

@@ -14,10 +14,10 @@ from tracekit.formats._event_format import EventFormat, Field, FormatTextError, 
 from tracekit.formats._event_rows import EventRows, Named, Places, Raws, Rows
 from tracekit.formats._perf_events import safe_name
 from tracekit.formats._trace_dat_symbols import Comms, Symbols
+from tracekit.formats._trace_dat_window import NO_CHAIN
 from tracekit.formats._tracing_data import FormatText
 
 Count = Callable[..., None]
-NO_CHAIN = 0xFFFFFFFF
 _NULLABLE = frozenset({"cpu", "pid", "tid", "comm", "callchain_id"})
 _ADDRESSES = {"ip": "ip_name", "parent_ip": "parent_ip_name", "func": "func_name"}
 """Fields of ftrace's own events that hold an address of code, and the column with its name."""

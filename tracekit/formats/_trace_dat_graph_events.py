@@ -14,6 +14,7 @@ from tracekit.formats._event_rows import Rows
 from tracekit.formats._trace_dat_events import Events, EventTables, gather
 from tracekit.formats._trace_dat_graph import CallGraph, GraphEvents
 from tracekit.formats._trace_dat_header import Contents
+from tracekit.formats._trace_dat_window import Lost
 
 _ENTRIES = ("funcgraph_entry", "funcgraph_retaddr_entry")
 _EXITS = ("funcgraph_exit",)
@@ -33,20 +34,29 @@ class GraphReader:
     def __init__(self, contents: Contents, tables: EventTables, calls: CallGraph) -> None:
         self.calls = calls
         self._layouts = []
+        self._lost: dict[int, list[int]] = {}  # by CPU: places, rising
         for names in (_ENTRIES, _EXITS):
             for number in tables.numbers("ftrace", names):
                 layout = _layout(contents, number, is_exit=names is _EXITS)
                 if layout is not None and tables.event(number).wanted:
                     self._layouts.append(layout)
 
-    def task(self, events: Events, gap: np.ndarray, groups: dict[int, np.ndarray]) -> Callable[[], None] | None:
+    def note_lost(self, lost: list[Lost]) -> None:
+        """Events were lost: no call is paired across that."""
+        if self._layouts:
+            for one in lost:
+                self._lost.setdefault(one.cpu, []).append(one.seq)
+
+    def task(self, events: Events, groups: dict[int, np.ndarray]) -> Callable[[], None] | None:
         """What takes in the window; None if it has no such events. One task at a time, in the order of the windows."""
         mine = [(layout, groups[layout.number]) for layout in self._layouts if layout.number in groups]
         if not mine:
             return None
 
+        lost = {cpu: np.array(places, np.int64) for cpu, places in self._lost.items()}
+
         def task() -> None:
-            parts = [_read(events, gap, layout, which) for layout, which in mine]
+            parts = [_read(events, layout, which, lost) for layout, which in mine]
             both = GraphEvents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
             self.calls.add(both.take(np.lexsort((both.seq, both.cpu, both.time_ns))))
 
@@ -68,7 +78,7 @@ def _layout(contents: Contents, number: int, *, is_exit: bool) -> _Layout | None
     return _Layout(number, is_exit, max(offset + kind.itemsize for offset, kind in fields.values()), fields)
 
 
-def _read(events: Events, gap: np.ndarray, layout: _Layout, which: np.ndarray) -> GraphEvents:
+def _read(events: Events, layout: _Layout, which: np.ndarray, lost: dict[int, np.ndarray]) -> GraphEvents:
     which = which[events.size.take(which) >= layout.row_bytes]
     rows = Rows(gather(events.arena, events.at.take(which), layout.row_bytes), 0)
 
@@ -88,5 +98,14 @@ def _read(events: Events, gap: np.ndarray, layout: _Layout, which: np.ndarray) -
         duration,
         part("overrun") if layout.is_exit and "overrun" in layout.fields else none,
         events.seq.take(which),
-        gap.take(which).astype(np.int64),
+        _gaps(events.cpu.take(which), events.seq.take(which), lost),
     )
+
+
+def _gaps(cpu: np.ndarray, seq: np.ndarray, lost: dict[int, np.ndarray]) -> np.ndarray:
+    """int64[n]: how many times the CPU of each event had lost events before it."""
+    gaps = np.zeros(len(cpu), np.int64)
+    for number, places in lost.items():
+        mine = cpu == number
+        gaps[mine] = np.searchsorted(places, seq[mine], "right")
+    return gaps

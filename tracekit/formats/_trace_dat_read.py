@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit import _columns
-from tracekit._columns import Bytes
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
 from tracekit.formats._perf_events import safe_name
@@ -30,7 +29,7 @@ from tracekit.formats._trace_dat_metadata import describe
 from tracekit.formats._trace_dat_stacks import Stacks
 from tracekit.formats._trace_dat_stream import Source, streams_of
 from tracekit.formats._trace_dat_symbols import Comms, Symbols
-from tracekit.formats._trace_dat_window import CpuEvents, Lost, Window, Windows
+from tracekit.formats._trace_dat_window import Lost, Window, Windows, joined, no_chains
 
 Task = Callable[[], None]
 
@@ -93,7 +92,7 @@ class _Walk:
     def _read_buffer(self, source: Source, info: BufferInfo, name: str, pool: ThreadPoolExecutor | None) -> None:
         root = f"instances/{name}/" if name else ""
         streams = streams_of(source, info)
-        windows = Windows(info, streams, self.clock, self._attach, self.count)
+        windows = Windows(info, streams, self.clock, self.stacks.attach, self.count)
         buffer = _Buffer(self, root)
         pending: list[Future[None]] = []
         try:
@@ -123,9 +122,6 @@ class _Walk:
         else:
             pending[:] = [pool.submit(task) for task in tasks]
 
-    def _attach(self, arena: Bytes, events: CpuEvents, fresh: int) -> None:
-        self.stacks.attach(arena, events, fresh)
-
     def _report(self, done: int) -> None:
         if self.options.progress is not None:
             total = max(self.contents.file_bytes, 1)
@@ -146,18 +142,19 @@ class _Buffer:
     def tasks(self, window: Window) -> list[Task]:
         """What there is to do for a window, in any order."""
         self._write_lost(window.lost)
-        if not window.cpus:
-            return []
         parts = [events for _, events in window.cpus]
-        both = CpuEvents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        if not any(len(part.at) for part in parts):
+            return []
+        both = joined(parts)
         cpu = np.repeat([cpu for cpu, _ in window.cpus], [len(part.at) for part in parts]).astype(np.int32)
         # CPUs come in order, events of each in order of their place: a stable sort by time orders by all three
         order = np.argsort(both.time_ns, kind="stable")
         by_number = np.argsort(both.kind.take(order), kind="stable")
         order = order.take(by_number)
         number = both.kind.take(order)
-        starts = np.flatnonzero(np.diff(number.astype(np.int32), prepend=-1))
-        events = Events(window.arena, both.at, both.size, both.time_ns, cpu, both.seq, both.chain)
+        starts = np.concatenate((np.zeros(1, np.int64), 1 + np.flatnonzero(number[1:] != number[:-1])))
+        chain = no_chains(len(both.at)) if both.chain is None else both.chain
+        events = Events(window.arena, both.at, both.size, both.time_ns, cpu, both.seq, chain)
         ends = np.append(starts[1:], len(number))
         groups = {
             kind: order[start:end]
@@ -170,7 +167,7 @@ class _Buffer:
                 if batch is not None:
                     ready.append((kind, batch))
         ready += [(kind, self.backlog.take(kind)) for kind in self.backlog.excess()]
-        graph = self.graph.task(events, both.gap, groups)
+        graph = self.graph.task(events, groups)
         return self._tasks(ready) + ([graph] if graph is not None else [])
 
     def rest(self) -> list[Task]:
@@ -186,6 +183,7 @@ class _Buffer:
             return
         lost = sorted(lost)
         self.walk.losses += [one.events for one in lost]
+        self.graph.note_lost(lost)
         time_ns, cpu, count, seq = (np.array(column, np.int64) for column in zip(*lost, strict=True))
         named = [
             ("time_ns", _columns.numbers(time_ns)),

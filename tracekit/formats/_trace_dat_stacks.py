@@ -17,7 +17,7 @@ from tracekit.formats._event_format import Field, FormatTextError, parse_format
 from tracekit.formats._perf_callchain import CallchainIds
 from tracekit.formats._trace_dat_events import EventTables
 from tracekit.formats._trace_dat_header import Contents
-from tracekit.formats._trace_dat_window import CpuEvents
+from tracekit.formats._trace_dat_window import CpuEvents, no_chains
 
 _LOOK_BACK = 16  # events of interrupts between an event and its stack
 Places = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -46,13 +46,19 @@ class Stacks:
             if (found := _layout(number, contents)) is not None
         ]
 
-    def attach(self, arena: Bytes, events: CpuEvents, fresh: int) -> None:
-        """Set ``chain`` of those ``events`` of one CPU that have a stack among those from ``fresh`` on."""
+    def attach(self, arena: Bytes, events: CpuEvents, fresh: int) -> CpuEvents:
+        """``events`` of one CPU, with ``chain`` of those that have a stack among those from ``fresh`` on."""
         for layout in self.kernel:
             mine = fresh + np.flatnonzero(events.kind[fresh:] == layout.number)
             if len(mine):
+                if events.chain is None:
+                    events = events._replace(chain=no_chains(len(events.at)))
+                assert events.chain is not None
                 ids = self._ids(arena, events.at[mine], events.size[mine], layout)
-                _attach(np.isin(events.kind, self.all), events.tid, events.chain, mine, ids)
+                # as they stand: whether two are of one task does not depend on the byte order
+                tid = arena.view(np.uint32).take((events.at >> 2) + 1)
+                _attach(np.isin(events.kind, self.all), tid, events.chain, mine, ids)
+        return events
 
     def _ids(self, arena: Bytes, at: Places, size: Places, layout: _StackLayout) -> np.ndarray:
         """uint32[n] numbers of the chains."""

@@ -6,7 +6,7 @@ it. Pages with events beyond that are kept for the next window, the others make 
 The memory of a window is bounded by the pages read at a time, whatever the file says.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from tracekit.formats._trace_dat_header import BufferInfo
 from tracekit.formats._trace_dat_stream import Stream
 
 WINDOW_BYTES = 8 << 20
+NO_CHAIN = 0xFFFFFFFF
 SLACK_BYTES = 1 << 16
 """Behind the pages, so that rows of an event may be copied in their full width wherever it stands."""
 
@@ -33,16 +34,27 @@ class CpuEvents(NamedTuple):
     time_ns: Places
     seq: Places
     kind: np.ndarray  # uint16: common_type
-    tid: np.ndarray  # int32: common_pid
-    chain: np.ndarray  # uint32
-    gap: np.ndarray  # int32: how many times events were lost before
+    chain: np.ndarray | None  # uint32, NO_CHAIN: none; None: none has any
 
-    def take(self, which: slice) -> "CpuEvents":
+    def part(self, which: slice) -> "CpuEvents":
         """Some of them."""
-        return CpuEvents(*(column[which] for column in self))
+        return CpuEvents(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
 
-    def __add__(self, other: "CpuEvents") -> "CpuEvents":  # type: ignore[override]
-        return CpuEvents(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+
+def joined(parts: Sequence[CpuEvents]) -> CpuEvents:
+    """All ``parts``, one behind the other."""
+    if len(parts) == 1:
+        return parts[0]
+    at, size, time_ns, seq, kind = (np.concatenate([part[column] for part in parts]) for column in range(5))
+    chain = None
+    if any(part.chain is not None for part in parts):
+        chain = np.concatenate([no_chains(len(part.at)) if part.chain is None else part.chain for part in parts])
+    return CpuEvents(at, size, time_ns, seq, kind, chain)
+
+
+def no_chains(count: int) -> np.ndarray:
+    """A column that says of no event that it has a call chain."""
+    return np.full(count, NO_CHAIN, np.uint32)
 
 
 class Lost(NamedTuple):
@@ -63,7 +75,7 @@ class Window(NamedTuple):
     done_bytes: int  # of the file, read so far
 
 
-Attach = Callable[[Bytes, CpuEvents, int], None]
+Attach = Callable[[Bytes, CpuEvents, int], CpuEvents]
 
 
 class _Cpu:
@@ -75,8 +87,8 @@ class _Cpu:
         self.stream = stream
         self.waiting: CpuEvents | None = None
         self.pages: Places = np.empty(0, np.int64)  # in the arena, of those that waiting events are in; rising
-        self.gaps = 0
         self.latest = np.iinfo(np.int64).min
+        self.rising = True  # whether time never went back
 
     @property
     def done(self) -> bool:
@@ -88,11 +100,21 @@ class _Cpu:
             return False
         return self.waiting is None or len(self.pages) < pages or self.waiting.time_ns[0] == self.waiting.time_ns[-1]
 
-    def wait(self, events: CpuEvents, page_bytes: int) -> None:
+    def add(self, events: CpuEvents) -> None:
         """``events`` are what waits now."""
         self.waiting = events if len(events.at) else None
+
+    def wait(self, events: CpuEvents, page_bytes: int) -> None:
+        """``events`` are what waits for the next window."""
+        self.add(events)
         page = events.at // page_bytes
         self.pages = page[np.flatnonzero(np.diff(page, prepend=-1))]
+
+    def before(self, horizon: int) -> int:
+        """How many of those that wait come before ``horizon``."""
+        assert self.waiting is not None
+        time_ns = self.waiting.time_ns
+        return int(np.searchsorted(time_ns if self.rising else np.maximum.accumulate(time_ns), horizon))
 
 
 class Windows:
@@ -171,27 +193,22 @@ class Windows:
         found = decode_pages(self._arena[begin:end], self.layout)
         for problem, number in found.problems.items():
             self.count(problem, number)
-        at = found.at + begin
-        head = self._arena.view(np.uint32)
-        kind = head.take(at >> 2)
-        tid = head.take((at >> 2) + 1)
+        at = found.at
+        at += begin
+        head = self._arena.view(np.uint32).take(at >> 2)
         if self.layout.big_endian:
-            kind, tid = kind.byteswap() >> np.uint32(16), tid.byteswap()
-        kind, tid = (kind & np.uint32(0xFFFF)).astype(np.uint16), tid.view(np.int32)
-        firsts = [(start - begin) // page_bytes for _, start, _, _ in spans]
-        bounds = np.searchsorted(found.page, [*firsts, len(found.missed)])
-        for (cpu, start, size, seq), low, high in zip(spans, bounds.tolist(), bounds[1:].tolist(), strict=False):
+            head = head.byteswap() >> np.uint32(16)
+        kind = head.astype(np.uint16)
+        ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(found.counts)))
+        for cpu, start, size, seq in spans:
             first = (start - begin) // page_bytes
-            missed = found.missed[first : first + size // page_bytes]
-            gaps = cpu.gaps + np.cumsum(missed != 0)
-            self._note_lost(cpu, missed, found.first_stamp[first : first + len(missed)], seq)
-            events = CpuEvents(
-                at[low:high], found.size[low:high], self.clock.times(found.stamp[low:high], cpu.number),
-                at[low:high] - start + seq, kind[low:high], tid[low:high],
-                np.full(high - low, 0xFFFFFFFF, np.uint32), gaps.take(found.page[low:high] - first),
-            )  # fmt: skip
-            cpu.gaps = int(gaps[-1]) if len(gaps) else cpu.gaps
-            self._append(cpu, events)
+            last = first + size // page_bytes
+            self._note_lost(cpu, found.missed[first:last], found.first_stamp[first:last], seq)
+            part = slice(int(ends[first]), int(ends[last]))
+            time_ns = self.clock.times(found.stamp[part], cpu.number)
+            self._append(
+                cpu, CpuEvents(at[part], found.size[part], time_ns, at[part] + (seq - start), kind[part], None)
+            )
 
     def _note_lost(self, cpu: _Cpu, missed: Places, stamp: np.ndarray, seq: int) -> None:
         places = np.flatnonzero(missed)
@@ -200,14 +217,15 @@ class Windows:
             self._lost.append(Lost(time_ns, cpu.cpu, count, seq + place * self.layout.page_bytes))
 
     def _append(self, cpu: _Cpu, events: CpuEvents) -> None:
+        if len(events.at) == 0:
+            return
+        cpu.rising &= bool((events.time_ns[1:] >= events.time_ns[:-1]).all()) and cpu.latest <= int(events.time_ns[0])
+        cpu.latest = max(cpu.latest, int(events.time_ns[-1] if cpu.rising else events.time_ns.max()))
         old = 0
         if cpu.waiting is not None:
             old = len(cpu.waiting.at)
-            events = cpu.waiting + events
-        self.attach(self._arena, events, old)
-        cpu.wait(events, self.layout.page_bytes)
-        if len(events.at):
-            cpu.latest = max(cpu.latest, int(events.time_ns.max()))
+            events = joined([cpu.waiting, events])
+        cpu.add(self.attach(self._arena, events, old))
 
     def _cut(self, horizon: int | None) -> Window:
         """What may go out: everything before ``horizon``; all if there is none."""
@@ -217,15 +235,15 @@ class Windows:
                 continue
             row = len(cpu.waiting.at)
             if horizon is not None and not self._crowded(cpu):
-                peak = np.maximum.accumulate(cpu.waiting.time_ns)
-                row = int(np.searchsorted(peak, horizon))
-            parts.append((cpu.cpu, cpu.waiting.take(slice(0, row))))
-            cpu.wait(cpu.waiting.take(slice(row, None)), self.layout.page_bytes)
+                row = cpu.before(horizon)
+            parts.append((cpu.cpu, cpu.waiting.part(slice(0, row))))
+            cpu.wait(cpu.waiting.part(slice(row, None)), self.layout.page_bytes)
         lost, self._lost = self._lost, []
         return Window(self._arena, parts, lost, sum(cpu.stream.done_bytes for cpu in self.cpus))
 
     def _crowded(self, cpu: _Cpu) -> bool:
         """Whether so much waits that it must go out although its time has not come: a clock that stands still."""
+        assert cpu.waiting is not None
         if len(cpu.pages) * self.layout.page_bytes <= WINDOW_BYTES:
             return False
         self.count("flushed_before_its_time")
