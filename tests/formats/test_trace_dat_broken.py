@@ -145,3 +145,27 @@ def test_other_versions_and_codecs_are_named(tmp_path):
         (tmp_path / "trace.dat").write_bytes(broken)
         with pytest.raises(TraceFormatError, match=word):
             ingest(tmp_path / "trace.dat", tmp_path / "trace")
+
+
+def test_call_ends_too_short_for_their_format(tmp_path):
+    """Found by tests/fuzz."""
+    w = Writer()
+    pages = w.page(0, (1, w.entry(7, 5, 0)), (1, w.exit(7, 5, 0, 1, 2)[:24]))
+    manifest = _ingest(build(File([Buffer({0: pages})])), tmp_path)
+    assert manifest is not None
+    assert manifest["tables"]["events/ftrace/funcgraph_entry"]["rows"] == 1
+    assert manifest["anomalies"]
+
+
+@pytest.mark.parametrize("offset", [1 << 40, (1 << 63) - 8, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_of_a_cpu_that_stands_nowhere(kind, offset, tmp_path):
+    """Found by tests/fuzz."""
+    order = KINDS[kind].get("order", "<")
+    w = Writer(order)
+    data = build(File([Buffer({0: w.page(0, (1, w.same_name(7, 1)))})], **KINDS[kind]))
+    place = data.index(b"flyrecord\0") + 10 if kind == "v6" else data.index(b"\0local\0") + 7 + 8 + 4
+    manifest = _ingest(data[:place] + struct.pack(order + "Q", offset) + data[place + 8 :], tmp_path)
+    assert manifest is not None
+    assert manifest["anomalies"] == {"cpu_data_cut": 1}
+    assert manifest["tables"] == {}

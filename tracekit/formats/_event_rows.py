@@ -36,6 +36,8 @@ class Rows(NamedTuple):
     def column(self, offset: int, dtype: np.dtype) -> np.ndarray:
         """The number at ``offset`` of each event's data: 2 ns each, byte slices cost twice that."""
         count, width = self.matrix.shape
+        if count == 0:  # no bytes to point at
+            return np.empty(0, dtype)
         strided: np.ndarray = np.ndarray((count,), dtype, self.matrix.data, self.origin + offset, (width,))
         return np.ascontiguousarray(strided)
 

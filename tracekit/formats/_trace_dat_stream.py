@@ -29,8 +29,9 @@ class Source(NamedTuple):
     codec: Codec
 
     def read(self, offset: int, size: int) -> bytes:
-        """At most ``size`` bytes from ``offset``."""
-        return os.pread(self.file.fileno(), size, offset)
+        """At most ``size`` bytes from ``offset``; none where the file has none."""
+        size = min(size, self.file_bytes - offset)
+        return os.pread(self.file.fileno(), size, offset) if size > 0 else b""
 
 
 class PageStream:
