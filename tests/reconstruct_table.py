@@ -68,7 +68,12 @@ def compare(trace):
         ordered = [(mm, addr) for mm, addr, _ in visits] == [(same.get(mm), addr) for mm, addr, _ in other]
         table.append((*key, order, len(visits), len(other), len(visits) == len(other), ordered, sure))
     schema = ["kind", "seq", "order", "visits", "made", "visits_right", "order_right", "certain"]
-    return pl.DataFrame(table, schema=schema, orient="row"), made.why
+    return pl.DataFrame(table, schema=schema, orient="row"), made.why, visits_of(timeline(trace)), visits_of(made.rows)
+
+
+def visits_of(rows):
+    """Visits in all, those of walks without an entry included: [try_to_migrate, remove_migration_ptes]."""
+    return [int((rows["kind"] == kind).sum()) for kind in VISITS]
 
 
 def open_any(path, scratch):
@@ -97,8 +102,10 @@ def main(arguments):
     print(f"{'capture':<42} {'walks':>6} {titles}  why not certain")
     with tempfile.TemporaryDirectory() as scratch:
         for path in (argument for argument in arguments if not argument.startswith("--")):
-            table, why = compare(open_any(path, scratch))
-            print(line(path.rstrip("/")[-42:], table, why))
+            table, why, real, made = compare(open_any(path, scratch))
+            print(
+                line(path.rstrip("/")[-42:], table, why), "" if real == made else f"visits in all {real}, made {made}"
+            )
             if "--misses" in arguments:
                 with pl.Config(tbl_rows=40, tbl_cols=20):
                     print(table.filter(~pl.col("order_right")))

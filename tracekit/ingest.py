@@ -180,4 +180,4 @@ def fidelity(tables: dict[str, TableStats]) -> str | None:
     if len(found) == 2:
         return "observed"
     life_cycle = {"events/sched/sched_process_fork", "events/sched/sched_process_exit"}
-    return "reconstructed" if {"tasks", "maps"} <= tables.keys() or life_cycle <= tables.keys() else "counts"
+    return "reconstructed" if {"tasks", "maps"} <= tables.keys() or life_cycle & tables.keys() else "counts"

@@ -72,7 +72,7 @@ def shows_life_cycle(trace: Trace) -> bool:
 
     The page table entries, which say which page is meant, are read for x86-64 only.
     """
-    own = recorded(trace, "process_fork") and recorded(trace, "process_exit")
+    own = recorded(trace, "process_fork") or recorded(trace, "process_exit")  # none happened: no table
     side_band = bool(trace.manifest["tables"].get("tasks", {}).get("rows"))
     return (own or side_band) and trace.manifest["machine"]["arch"] == "x86_64"
 

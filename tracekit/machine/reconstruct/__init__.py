@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from tracekit import schema
 from tracekit.machine import pte
 from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, entries, life_cycle
 from tracekit.machine.reconstruct.identify import Identify
@@ -20,7 +21,10 @@ from tracekit.machine.reconstruct.walker import Walker
 from tracekit.machine.timeline import Source
 from tracekit.trace import Trace
 
-__all__ = ["Reconstruction", "reconstruct"]
+__all__ = ["Reconstruction", "reconstruct", "take"]
+
+
+_AT_ONCE = 1 << 16  # events made Python objects at a time
 
 
 class Reconstruction(NamedTuple):
@@ -37,26 +41,54 @@ class Reconstruction(NamedTuple):
 def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     """Put the walks into the timeline ``rows``, which holds no probes."""
     marks = entries(rows, trace.manifest["machine"]["arch"] or "")
-    cycle = life_cycle(trace)
+    # a call that never happened leaves no table, so one of them speaks for all
+    complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
+    walker = take(life_cycle(trace), marks, complete=complete)
+    return Reconstruction(_merge(rows, walker.made), dict(walker.why))
+
+
+def take(cycle: pl.DataFrame, marks: pl.DataFrame, *, complete: bool = True) -> Walker:
+    """Replay the life cycle and the migration entries, in order of time.
+
+    Args:
+        cycle: columns as ``events.SCHEMA``.
+        marks: as well.
+        complete: whether the trace has the calls that map and unmap.
+    """
     codes = cycle["code"].unique().to_list()
     side_band = bool(len(cycle.filter((pl.col("code") == Code.EXEC) & (pl.col("b") == 1))))
-    life = Life(faults=Code.FAULT in codes, exit_mmap=Code.EXIT_MMAP in codes, exec_side_band=side_band)
+    faults, exits = Code.FAULT in codes, Code.EXIT_MMAP in codes
+    life = Life(_pages(marks), faults=faults, exit_mmap=exits, exec_side_band=side_band)
+    life.complete = complete
     walker = Walker(life, _identify(life, marks))
-    before = pl.col("time_ns") <= 0
+    before = pl.col("time_ns") <= 0  # perf says first what was there when it began
     _run(life, walker, cycle.filter(before))
     life.settle()
     _run(life, walker, pl.concat([cycle.filter(~before), marks]).sort("time_ns", "seq", maintain_order=True))
     walker.finish()
-    return Reconstruction(_merge(rows, walker.made), dict(walker.why))
+    return walker
+
+
+def _pages(marks: pl.DataFrame) -> set[int]:
+    """Every page of the folios that migrate."""
+    entries = marks.filter(pl.col("code") == Code.SET).select("b", pl.col("d").fill_null(0)).unique()
+    pages = set(entries["b"].to_list())
+    for page, order in entries.filter(pl.col("d") > 0).iter_rows():
+        # where in the folio the page is, is not known before the walk is
+        pages.update(range(page - (1 << order) + 1, page + (1 << order)))
+    return pages
 
 
 def _run(life: Life, walker: Walker, events: pl.DataFrame) -> None:
     handlers = life.handlers() | {Code.SET: walker.set, Code.RESTORE: walker.restore, Code.EDGE: walker.edge}
     table = [handlers[code] for code in Code]
-    columns = [events[name].fill_null(0).to_list() for name in SCHEMA if name not in ("time_ns", "seq")]
-    for now, event in enumerate(zip(*columns, strict=True), life.now + 1):
-        life.now = now
-        table[event[0]](event)
+    names = [name for name in SCHEMA if name not in ("time_ns", "seq")]
+    now = life.now
+    for part in events.select(pl.col(names).fill_null(0)).iter_slices(_AT_ONCE):
+        for event in zip(*(part[name].to_list() for name in names), strict=True):
+            now += 1
+            life.now = now
+            table[event[0]](event)
 
 
 def _identify(life: Life, marks: pl.DataFrame) -> Identify:

@@ -32,6 +32,12 @@ class Identify:
 
     def of(self, tid: int, walk: Walk) -> Identity:
         """The folio of ``walk``, a try walk of ``tid``."""
+        found, space = self._of(tid, walk)
+        if found is not None and not found.why and not self.life.complete:
+            found = Found(found.folio, found.pgoff, "mmap and munmap not recorded")
+        return Identity(found, space)
+
+    def _of(self, tid: int, walk: Walk) -> Identity:
         runs = walk.runs()
         target = self._target(tid, walk.reason)
         if target is not None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from tracekit.machine.reconstruct import spaces
 from tracekit.machine.reconstruct.events import CLONE_VM, Code
 from tracekit.machine.reconstruct.folios import AROUND, image_of
-from tracekit.machine.reconstruct.state import File, Folio, Space
+from tracekit.machine.reconstruct.state import File, Folio, Space, Vma
 
 Handler = Callable[["Event"], None]
 Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
@@ -27,10 +27,15 @@ class Life:
         target: of a thread, the process whose memory its system call moves; 0: its own.
         index: page → the spaces in which something was written there.
         faults: whether the trace has page faults.
+        complete: whether the trace has the calls that map and unmap; without them no tree is certain.
+        pages, around: those that migrate, and their neighbourhoods: no other need be followed.
     """
 
-    def __init__(self, *, faults: bool, exit_mmap: bool, exec_side_band: bool) -> None:
+    def __init__(self, pages: set[int], *, faults: bool, exit_mmap: bool, exec_side_band: bool) -> None:
         self.now = 0
+        self.complete = True
+        self.pages = pages
+        self.around = {page >> AROUND for page in pages}
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.index: dict[int, list[Space]] = {}
@@ -78,21 +83,29 @@ class Life:
 
     def fault(self, event: Event) -> None:
         """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
-        tid, address, error = event[1:4]
-        page = address >> _PAGE
-        space = self.space_of.get(tid) or self.space(tid)
+        page, error = event[2] >> _PAGE, event[3]
+        space = self.space_of.get(event[1]) or self.space(event[1])
+        if not error & WRITE:
+            if page >> AROUND in self.around:
+                space.windows.add(page >> AROUND)
+            return
         vma = space.at(page)
         if vma is None:
             return
-        if not error & WRITE:
-            space.windows.add(page >> AROUND)
-            return
+        if page in self.pages:
+            self._written(space, vma, page)
+        elif vma.anon is None and not vma.shared:
+            vma.prepare()
+        if vma is space.rest and page < space.data:
+            self._data(space, page)
+
+    def _written(self, space: Space, vma: Vma, page: int) -> None:
         if vma.shared:
             space.windows.add(~page)
             return
-        if vma is space.rest and page < space.data:
-            self._data(space, page)
         own = space.own.get(page)
+        if own is not None and own[-1][0] > space.forked and own[-1][1] is not None and not space.zaps:
+            return  # its own already, and not shared since: a NUMA hint, or a protection lifted
         folio = Folio(vma.anon or vma.prepare(), space, self.now)
         if own is None:
             space.own[page] = [(self.now, folio)]
@@ -229,7 +242,7 @@ class Life:
         tid = event[1]
         space = self.space_of.get(tid)
         if space is not None and space.users == 1:
-            space.dying = True
+            space.dying = min(space.dying, self.now)
 
     def exit(self, event: Event) -> None:
         """The task ends; its address space with the last of them, at exit_mmap() where that was recorded."""
@@ -238,7 +251,7 @@ class Life:
         if space is None:
             return
         if self.exit_mmap and space.users == 1:
-            space.dying = True
+            space.dying = min(space.dying, self.now)
             self.exiting.add(tid)
             return
         del self.space_of[tid]
@@ -248,7 +261,7 @@ class Life:
         """All VMAs are out of the trees (mm/mmap.c)."""
         tid = event[1]
         space = self.space_of.get(tid)
-        if space is not None and (tid in self.exiting or space.dying):
+        if space is not None and (tid in self.exiting or space.dying <= self.now):
             self.exiting.discard(tid)
             del self.space_of[tid]
             self._leave(space)

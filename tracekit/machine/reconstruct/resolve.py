@@ -39,7 +39,7 @@ def resolve_try(walk: Walk, space: Space | None, epoch: int) -> Resolved:
     elif not found.folio.sure:
         why = "origin of the folio not seen"
     else:
-        why = _unsettled(visited, epoch) or ("" if hits.sure else "which VMAs map it not seen")
+        why = _unsettled(walk, visited, epoch) or ("" if hits.sure else "which VMAs map it not seen")
     return Resolved(visited, hits.member, why)
 
 
@@ -50,8 +50,8 @@ def _lay_try(walk: Walk, members: list[Vma], space: Space | None) -> Hits:
     expected = [maps(found, vma, walk.order) for vma in members]
     must = next((i for i, vma in enumerate(members) if vma.space is space), -1)
     hits = lay(bases, expected, wanted, must)
-    if not hits.sure and any(vma.space.dying for vma in members):
-        left = [yes and not vma.space.dying for yes, vma in zip(expected, members, strict=True)]
+    if not hits.sure and any(vma.space.dying <= walk.until for vma in members):
+        left = [yes and vma.space.dying > walk.until for yes, vma in zip(expected, members, strict=True)]
         other = lay(bases, left, wanted, must)
         return other if other.sure else hits
     return hits
@@ -64,12 +64,12 @@ def resolve_remove(walk: Walk, epoch: int) -> Resolved:
     if source.found is None:
         return Resolved([], [-1] * len(wanted), "folio not known")
     chosen, hits = walk.members, Hits([-1] * len(wanted), sure=False)
-    for members, expected in _ways(source, walk.members):
+    for members, expected in _ways(source, walk.members, walk.until):
         hits = lay(walk.bases(members), expected, wanted, -1)
         chosen = members
         if hits.sure:
             break
-    why = _unsettled(walk.members, epoch)
+    why = _unsettled(walk, walk.members, epoch)
     if not why and not hits.sure:
         why = "which VMAs hold entries not seen"
     if not why and not source.sure:
@@ -77,14 +77,14 @@ def resolve_remove(walk: Walk, epoch: int) -> Resolved:
     return Resolved(chosen, hits.member, why)
 
 
-def _unsettled(members: list[Vma], epoch: int) -> str:
+def _unsettled(walk: Walk, members: list[Vma], epoch: int) -> str:
     """Whether the tree may have been another: a fork or an exit is under way, or events were lost."""
-    if any(vma.space.tentative or vma.space.dying for vma in members):
+    if any(vma.space.tentative or vma.space.dying <= walk.until for vma in members):
         return "fork or exit under way"
     return "events were lost" if any(vma.space.epoch != epoch for vma in members) else ""
 
 
-def _ways(source: Walk, members: list[Vma]) -> list[tuple[list[Vma], list[bool]]]:
+def _ways(source: Walk, members: list[Vma], until: int) -> list[tuple[list[Vma], list[bool]]]:
     """Ways in which forks and exits may have gone since the entries were set, likelier first: VMAs; which hold one."""
     spaces = {vma.space for vma in source.hit}
 
@@ -93,8 +93,8 @@ def _ways(source: Walk, members: list[Vma]) -> list[tuple[list[Vma], list[bool]]
 
     firm = [vma for vma in members if not vma.space.tentative]
     ways = [(firm, [holds(vma) for vma in firm])]
-    if any(vma.space.dying for vma in firm):
-        ways.append((firm, [holds(vma) and not vma.space.dying for vma in firm]))
+    if any(vma.space.dying <= until for vma in firm):
+        ways.append((firm, [holds(vma) and vma.space.dying > until for vma in firm]))
     if len(firm) < len(members):
         ways.append((members, [holds(vma) or (vma.space.tentative and vma.space.parent in spaces) for vma in members]))
     return ways

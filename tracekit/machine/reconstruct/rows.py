@@ -51,6 +51,15 @@ def of_nothing(source: Walk, row: int) -> list[Made]:
     return made + [visit._replace(folio=folio + 1, sure=False) for visit in visits]
 
 
+def of_empty_part(part: Walk, row: int, *, after: bool) -> list[Made]:
+    """Rows of the remove walk of a part of a split folio in which nothing was mapped, before or after ``row``."""
+    place = 2 * row + (1 if after else -1)
+    assert part.source is not None
+    head, source = FOLIO + 64 * part.head, FOLIO + 64 * part.source.head
+    entry = Made(place, row, Kind.REMOVE, head, source, None, None, None, part.sure)
+    return [entry, *_visits(part, part.tree(), Kind.REMOVE_VISIT, place, row)]
+
+
 def _visits(walk: Walk, visited: list[Vma], kind: Kind, place: int, row: int) -> list[Made]:
     if not visited:
         return []

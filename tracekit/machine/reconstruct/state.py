@@ -199,7 +199,7 @@ class Space:
         epoch: how many losses of events there had been when its family began.
         data: the lowest page outside any VMA seen that was written: there the image's data begins.
         tentative: a fork has begun to make it, and which of its VMAs are linked is not known yet.
-        dying: its exit has begun, and which of its VMAs are unlinked is not known.
+        dying: event at which its exit began; from then on which of its VMAs are unlinked is not known.
     """
 
     __slots__ = (
@@ -222,7 +222,8 @@ class Space:
         self.users = 1
         self.epoch: int = parent.epoch if parent else 0
         self.data: int = parent.data if parent else EVERYWHERE
-        self.tentative = self.dying = False
+        self.tentative = False
+        self.dying = EVERYWHERE
         self.forked = -1
         self.rest: Vma | None = None
 

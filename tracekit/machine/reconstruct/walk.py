@@ -28,7 +28,7 @@ class Walk:
     Attributes:
         entries: (row, page, pfn, pages) of each set or restore; a PMD entry is of all the folio's pages.
         head, order: of the folio; of the new one for a remove walk.
-        when: event at which it began.
+        when, until: events of its first and of its last entry.
         reason: of migrate_pages(): 2 moves the caller's own memory, 3 that of a system call, 0 any.
         type: swap type of its first entry.
         source: of a remove walk, the walk that set its entries.
@@ -37,23 +37,25 @@ class Walk:
         hit: of a try walk, the VMAs whose entries it set.
         done: of a try walk, whether its entries were restored.
         split: of a try walk, whether they are being restored as those of small folios.
+        next_part: of a split folio, the page that its next remove walk is of.
         dirty: whether its first entry carries the dirty bit.
         sure: whether no alternative is left.
     """
 
     __slots__ = (
-        *("dirty", "done", "entries", "found", "head", "hit", "members", "order"),
-        *("reason", "source", "split", "sure", "type", "when"),
+        *("dirty", "done", "entries", "found", "head", "hit", "members", "next_part", "order"),
+        *("reason", "source", "split", "sure", "type", "until", "when"),
     )
 
     def __init__(self, head: int, order: int, when: int) -> None:
-        self.head, self.order, self.when = head, order, when
+        self.head, self.order, self.when, self.until = head, order, when, when
         self.reason, self.type = 0, -1
         self.entries: list[tuple[int, int, int, int]] = []
         self.source: Walk | None = None
         self.found: Found | None = None
         self.members: list[Vma] = []
         self.hit: set[Vma] = set()
+        self.next_part = head
         self.done = self.split = self.sure = self.dirty = False
 
     def runs(self) -> list[Run]:

@@ -23,6 +23,7 @@ class Open:
     Attributes:
         walk: the walk it is in.
         reason: of its migrate_pages().
+        part: the latest remove walk of a part of a folio that is being split.
         tried: try walks, oldest first.
         at_page: page → those that set an entry there, oldest first.
         at_pfn: source PFN → the latest that took it away.
@@ -31,6 +32,7 @@ class Open:
     def __init__(self) -> None:
         self.walk: Walk | None = None
         self.reason = 0
+        self.part: Walk | None = None
         self.tried: list[Walk] = []
         self.at_page: dict[int, deque[Walk]] = {}
         self.at_pfn: dict[int, Walk] = {}
@@ -85,9 +87,11 @@ class Walker:
         walk = task.walk
         if walk is None or walk.source is not None or walk.head != head or walk.order != order:
             self._close(tid, task)
+            self._end_split(task)
             walk = task.walk = Walk(head, order, self.life.now)
             walk.reason, walk.type, walk.dirty = task.reason, entry_type & DIRTY - 1, entry_type >= DIRTY
         walk.entries.append((row, page, pfn, 1 << order if whole == PMD else 1))
+        walk.until = self.life.now
 
     def restore(self, event: Event) -> None:
         """A migration entry was replaced."""
@@ -97,6 +101,8 @@ class Walker:
         if walk is None or walk.source is None or pfn >> walk.order << walk.order != walk.head:
             self._close(tid, task)
             source = task.source(page, pfn)
+            if source is None or (task.part is not None and task.part.source is not source):
+                self._end_split(task)
             if source is None:
                 return
             # a page of a large folio that came back as a small one is what a split left
@@ -105,15 +111,39 @@ class Walker:
             walk = task.walk = Walk(pfn >> size << size, size, self.life.now)
             walk.source = source
             walk.members = walk.tree()
+            if size < source.order:
+                self._empty_parts(source, walk, row)
+                task.part = walk
         walk.entries.append((row, page, pfn, 1 << walk.order if whole == PMD else 1))
+        walk.until = self.life.now
+
+    def _end_split(self, task: Open) -> None:
+        """What follows the last part of a split folio that anything of was mapped."""
+        part, task.part = task.part, None
+        if part is not None and part.source is not None:
+            end = part.source.head + (1 << part.source.order)
+            self._empty_parts(part.source, part, part.entries[-1][0], end)
+
+    def _empty_parts(self, source: Walk, at: Walk, row: int, end: int | None = None) -> None:
+        """remap_page() walks every folio that a split left, in order, mapped or not (mm/huge_memory.c).
+
+        Those up to the part ``at``, before ``row``; or, to the ``end`` of the folio, after it.
+        """
+        for head in range(source.next_part, at.head if end is None else end, 1 << at.order):
+            part = Walk(head, at.order, self.life.now)
+            part.source, part.sure = source, source.sure
+            if part.tree():
+                self.made += rows.of_empty_part(part, row, after=end is not None)
+        source.next_part = at.head + (1 << at.order) if end is None else end
 
     def edge(self, event: Event) -> None:
         """migrate_pages() starts or ends: what was set and not restored by now was all zapped."""
         tid, row, begins, reason = event[1], event[2], event[6], event[7]
         task = self._of(tid)
         self._close(tid, task)
+        self._end_split(task)
         for source in task.tried:
-            if not source.done and source.found is not None:
+            if not source.done and not source.split and source.found is not None:
                 self.made += rows.of_nothing(source, row)
         task.clear()
         task.reason = reason if begins else 0
@@ -122,6 +152,7 @@ class Walker:
         """The trace is over."""
         for tid, task in self.open.items():
             self._close(tid, task)
+            self._end_split(task)
 
     def _close(self, tid: int, task: Open) -> None:
         walk, task.walk = task.walk, None
