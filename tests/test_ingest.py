@@ -20,7 +20,7 @@ from tracekit import __version__, _parquet, resources
 from tracekit._columns import labels, numbers
 from tracekit._parquet import Tables
 from tracekit.errors import OutputError, TraceFormatError
-from tracekit.formats import _perf_read, _perf_stream
+from tracekit.formats import _perf_stream, _perf_walk
 from tracekit.ingest import fidelity, ingest
 
 DEMO = Path(__file__).parents[1] / "fixtures" / "demo.perf.data"
@@ -194,7 +194,7 @@ def test_rows_that_break_their_round_are_merged(tmp_path, monkeypatch, budget, g
 
 def test_no_rounds_at_all_stays_bounded_and_sorted(tmp_path, monkeypatch):
     monkeypatch.setattr(_perf_stream, "WINDOW_BYTES", 1 << 14)
-    monkeypatch.setattr(_perf_read, "CARRY_BYTES", 1 << 15)
+    monkeypatch.setattr(_perf_walk, "CARRY_BYTES", 1 << 15)
     blocks = [[syn.sample(cpu + 10 * step, cpu) for step in range(4000)] for cpu in range(2)]
     data = b"".join(
         blocks[cpu][step] for start in range(0, 4000, 500) for cpu in range(2) for step in range(start, start + 500)

@@ -180,8 +180,10 @@ class _Table:
         if self._late:
             self._spill()
         self.flush(keep_last=False)
-        if self._writer is not None:
-            self._writer.close()
+        if self._writer is None:  # recorded, and it did not happen once
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = open_writer(self.path, self.schema)
+        self._writer.close()
         self._writer = None
         if self._runs:
             self._merge()

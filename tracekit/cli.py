@@ -58,25 +58,57 @@ def _root(
 
 @app.command()
 def ingest(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A trace file: see tracekit formats.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE|-",
+            help="A trace: see tracekit formats. -: standard input, with -o; what perf record -o - writes is read as "
+            "it comes, anything else is put by beside the target first.",
+        ),
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Trace directory; default FILE.tracekit.")
     ] = None,
     force: ForceOption = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
+    event: Annotated[
+        list[str] | None, typer.Option("--event", metavar="GLOB", help="Only events such as 'migrate:*'; repeatable.")
+    ] = None,
+    from_time: Annotated[
+        str | None, typer.Option("--from", metavar="T", help="Not before: seconds as perf script prints them, or 12ns.")
+    ] = None,
+    to_time: Annotated[str | None, typer.Option("--to", metavar="T", help="Not after.")] = None,
+    cpu: Annotated[str | None, typer.Option("--cpu", metavar="LIST", help="Only these CPUs: 0,2-3")] = None,
+    pid: Annotated[str | None, typer.Option("--pid", metavar="LIST", help="Only these processes or threads.")] = None,
     max_loss: MaxLossOption = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Read a trace into a directory of Parquet tables."""
+    """Read a trace into a directory of Parquet tables.
+
+    The options that choose events leave the tables of tasks, mappings and losses whole.
+    """
+    from tracekit.formats import _selection as selection
     from tracekit.ingest import ingest as ingest_file
     from tracekit.trace import open_trace
 
-    trace = open_trace(ingest_file(file, output, force=force, jobs=jobs, progress=_progress("ingest")))
+    target = ingest_file(
+        file,
+        output,
+        force=force,
+        jobs=jobs,
+        events=event or (),
+        from_ns=selection.nanoseconds("--from", from_time),
+        to_ns=selection.nanoseconds("--to", to_time),
+        cpus=selection.numbers("--cpu", cpu),
+        pids=selection.numbers("--pid", pid),
+        progress=_progress("ingest"),
+    )
+    trace = open_trace(target)
     if as_json:
         _print_json(trace.manifest)
     else:
-        rows = sum(trace.rows(event) for event in trace.event_names)
-        _say(f"{trace.path}: {rows:,} records of {len(trace.event_names)} events")
+        rows = [trace.rows(event) for event in trace.event_names]
+        _say(f"{trace.path}: {sum(rows):,} records of {sum(1 for one in rows if one)} events")
     _leave(trace, max_loss)
 
 

@@ -4,15 +4,17 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import BinaryIO, cast
 
 from tracekit import formats
 from tracekit._parquet import Tables, TableStats
-from tracekit.errors import OutputError, TraceFormatError
-from tracekit.formats import ReadOptions, TraceMetadata
+from tracekit.errors import OutputError, TraceFormatError, UsageError
+from tracekit.formats import ReadOptions, TraceMetadata, _stdin
 
 VERSION = "0.1.0"  # the package's: ingest stands below it and may not import it, a test holds them together
 SCHEMA = "tracekit/manifest/1"
@@ -27,16 +29,24 @@ def ingest(  # noqa: PLR0913 - all but two are options with a default
     force: bool = False,
     jobs: int | None = None,
     events: Sequence[str] = (),
+    from_ns: int | None = None,
+    to_ns: int | None = None,
+    cpus: Collection[int] | None = None,
+    pids: Collection[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Ingest the trace at ``source`` and return the trace directory.
 
     Args:
-        source: a trace file of any supported format.
+        source: a trace of any supported format; ``-``: standard input, which wants ``out``.
         out: the directory to make; by default ``source`` with ``.tracekit`` appended.
         force: replace an existing directory, once the new one is whole.
         jobs: threads; by default one per CPU.
         events: globs on "system:event"; none: all. Events left out cost almost nothing.
+        from_ns: no events before that time of the trace's clock.
+        to_ns: nor after that one.
+        cpus: only events of these CPUs.
+        pids: only events of these processes or threads.
         progress: called with (bytes done, bytes total) as it goes.
 
     Raises:
@@ -45,14 +55,22 @@ def ingest(  # noqa: PLR0913 - all but two are options with a default
         OutputError: ``out`` exists and ``force`` is not given, or it cannot be written.
     """
     source = Path(source)
+    if source == _stdin.NAME and out is None:
+        raise UsageError("standard input has no name of its own; give the trace directory with -o")
     target = Path(out) if out is not None else source.with_name(source.name + ".tracekit")
     if target.exists() and not force:
         raise OutputError(f"{target}: exists; give --force to replace it, or another directory with -o")
-    reader = formats.detect(source)
-    options = ReadOptions(tuple(events), jobs if jobs is not None else os.cpu_count() or 1, progress)
+    options = ReadOptions(
+        tuple(events), jobs if jobs is not None else os.cpu_count() or 1, progress, None, from_ns, to_ns,
+        None if cpus is None else frozenset(cpus), None if pids is None else frozenset(pids),
+    )  # fmt: skip
+    reader = None if source == _stdin.NAME else formats.detect(source)
     work = _beside(target)
     try:
-        _write(source, reader, work, options)
+        if reader is None:
+            _write_stream(work, options)
+        else:
+            _write(source, reader, work, options)
         _put_in_place(work, target, force=force)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {error.strerror or error}") from error
@@ -73,21 +91,61 @@ def _beside(target: Path) -> Path:
     return work
 
 
-def _write(source: Path, reader: formats.Reader, work: Path, options: ReadOptions) -> None:
-    size = source.stat().st_size
-    digest = _Digest(source, size)
-    tables = Tables(work)
+def _write_stream(work: Path, options: ReadOptions) -> None:
+    """Ingest standard input: as it comes where that is possible, else from a copy."""
+    stream = _stdin.HashedStream(sys.stdin.buffer)
     try:
-        metadata = reader.read(source, tables, options._replace(size_bytes=size))
-        stats = tables.close()
+        stream.head()
+    except OSError as error:
+        raise TraceFormatError(_stdin.NAME, None, f"cannot be read: {error.strerror or error}") from error
+    reader = formats.detect_head(_stdin.NAME, stream.head())
+    if formats.streams(stream.head()):
+        options = options._replace(stream=cast("BinaryIO", stream), progress=None)
+        metadata, stats = _tables(_stdin.NAME, reader, work, options)
+        metadata = metadata._replace(source_bytes=stream.size_bytes)
+        _finish(work, options, _manifest(_stdin.NAME, metadata, stats, stream.sha256()))
+        return
+    copy = stream.spool(work)
+    try:
+        metadata, stats = _tables(copy, reader, work, options._replace(size_bytes=stream.size_bytes))
+    except TraceFormatError as error:
+        raise TraceFormatError(_stdin.NAME, error.offset, error.problem) from error
+    finally:
+        copy.unlink()
+    _finish(work, options, _manifest(_stdin.NAME, metadata, stats, stream.sha256()))
+
+
+def _write(source: Path, reader: formats.Reader, work: Path, options: ReadOptions) -> None:
+    digest = _Digest([(part, part.stat().st_size) for part in formats.files_of(source)])
+    try:
+        metadata, stats = _tables(source, reader, work, options._replace(size_bytes=digest.size))
     except BaseException:
         digest.stop()
+        raise
+    _finish(work, options, _manifest(source, metadata, stats, digest.result()))
+
+
+def _tables(
+    source: Path, reader: formats.Reader, work: Path, options: ReadOptions
+) -> tuple[TraceMetadata, dict[str, TableStats]]:
+    """All tables but not the manifest."""
+    from tracekit.formats._filter import filtered  # noqa: PLC0415 - it needs numpy
+
+    tables = Tables(work)
+    try:
+        metadata = reader.read(source, filtered(tables, options), options)
+        stats = tables.close()
+    except BaseException:
         tables.abort()
         raise
     late = tables.late_rows
     if late:
         metadata.anomalies["out_of_order_records"] = metadata.anomalies.get("out_of_order_records", 0) + late
-    manifest = _manifest(source, metadata, stats, digest.result())
+    return metadata, stats
+
+
+def _finish(work: Path, options: ReadOptions, manifest: dict[str, object]) -> None:
+    manifest["filters"] = _filters(options)
     (work / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -109,9 +167,10 @@ def _put_in_place(work: Path, target: Path, *, force: bool) -> None:
 class _Digest:
     """SHA-256 of a file, in a thread of its own (hashlib lets go of the interpreter's lock)."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self._path = path
-        self._size = size
+    def __init__(self, files: list[tuple[Path, int]]) -> None:
+        self._files = files
+        self._path = files[0][0]
+        self.size = sum(size for _, size in files)
         self._stopped = False
         self._hash = hashlib.sha256()
         self._done = 0
@@ -120,15 +179,20 @@ class _Digest:
 
     def _run(self) -> None:
         try:
-            with self._path.open("rb", buffering=0) as file:
-                while self._done < self._size and not self._stopped:
-                    block = file.read(min(_HASH_BYTES, self._size - self._done))
-                    if not block:
-                        return
-                    self._hash.update(block)
-                    self._done += len(block)
+            for path, size in self._files:
+                self._add(path, size)
         except OSError:
             return
+
+    def _add(self, path: Path, size: int) -> None:
+        with path.open("rb", buffering=0) as file:
+            while size and not self._stopped:
+                block = file.read(min(_HASH_BYTES, size))
+                if not block:
+                    return
+                self._hash.update(block)
+                self._done += len(block)
+                size -= len(block)
 
     def stop(self) -> None:
         self._stopped = True
@@ -136,7 +200,7 @@ class _Digest:
 
     def result(self) -> str:
         self._thread.join()
-        if self._done != self._size:
+        if self._done != self.size:
             raise TraceFormatError(self._path, self._done, "the file changed while it was read; ingest a copy")
         return self._hash.hexdigest()
 
@@ -162,14 +226,25 @@ def _manifest(source: Path, metadata: TraceMetadata, stats: dict[str, TableStats
         "lost": metadata.lost,
         "anomalies": dict(sorted(metadata.anomalies.items())),
         "truncated": metadata.truncated._asdict() if metadata.truncated else None,
-        "fidelity": fidelity(stats),
+        "fidelity": fidelity({name: table for name, table in stats.items() if table.rows or "/migrate/" not in name}),
         "kernel_has": {},
         "features": metadata.features,
     }
 
 
+def _filters(options: ReadOptions) -> dict[str, object]:
+    """What was asked for; null or empty: no limit."""
+    return {
+        "events": list(options.events),
+        "from_ns": options.from_ns,
+        "to_ns": options.to_ns,
+        "cpus": None if options.cpus is None else sorted(options.cpus),
+        "pids": None if options.pids is None else sorted(options.pids),
+    }
+
+
 def fidelity(tables: dict[str, TableStats]) -> str | None:
-    """The highest level that tables with rows allow (DESIGN.md 2)."""
+    """The highest level that these tables allow (DESIGN.md 2)."""
     migrations = any(name.startswith("events/migrate/") for name in tables)
     if not migrations:
         return None

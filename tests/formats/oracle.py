@@ -9,10 +9,14 @@ from typing import NamedTuple
 CAPTURES = Path(__file__).parents[3] / "shared" / "captures"
 
 _LINE = re.compile(
-    r"^\s*(?P<comm>.*?)\s+(?P<pid>-?\d+)/(?P<tid>-?\d+)\s+\[(?P<cpu>\d+)\]\s+(?P<sec>\d+)\.(?P<nsec>\d{9}):"
+    r"^\s*(?P<comm>.*?)\s+(?:(?P<pid>-?\d+)/)?(?P<tid>-?\d+)\s+\[(?P<cpu>\d+)\]\s+(?P<sec>\d+)\.(?P<nsec>\d{9}):"
     r"\s+(?P<event>[A-Za-z0-9_]+:[A-Za-z0-9_]+): ?(?P<text>.*)$"
 )
 _PAIR = re.compile(r"(\w+)=((?:(?!\s+\w+=).)*)")
+
+
+UNPRINTED = 1 << 40
+"""The pid where perf was not asked for it."""
 
 
 class Line(NamedTuple):
@@ -42,10 +46,10 @@ def read_script(folder: Path) -> Iterator[Line]:
         if found is None:
             assert not line.strip() or line.startswith("\t"), f"not understood: {line!r}"
             continue
-        comm, pid, tid = found["comm"], int(found["pid"]), int(found["tid"])
+        comm, pid, tid = found["comm"], found["pid"], int(found["tid"])
         yield Line(
             None if comm in {f":{tid}", ":-1"} else comm,
-            None if pid == -1 else pid,
+            UNPRINTED if pid is None else None if pid == "-1" else int(pid),
             None if tid == -1 else tid,
             int(found["cpu"]),
             int(found["sec"]) * 10**9 + int(found["nsec"]),

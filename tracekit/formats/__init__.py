@@ -6,7 +6,7 @@ brings numpy and pyarrow in only when it reads.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol, cast
 
 from tracekit import registry
 from tracekit.errors import TraceFormatError, UnknownFormatError
@@ -38,6 +38,11 @@ class ReadOptions(NamedTuple):
     jobs: int = 1  # threads
     progress: Callable[[int, int], None] | None = None  # (bytes done, bytes total)
     size_bytes: int | None = None  # of the file when it was opened: what it grows by meanwhile is not read
+    from_ns: int | None = None  # first and last time of the rows wanted, both included
+    to_ns: int | None = None
+    cpus: frozenset[int] | None = None  # None: all
+    pids: frozenset[int] | None = None  # processes or threads; None: all
+    stream: BinaryIO | None = None  # to read instead of the path, by a reader that can (``streams``)
 
 
 class Truncation(NamedTuple):
@@ -80,6 +85,21 @@ class Reader(Protocol):
         """
 
 
+def files_of(path: Path) -> list[Path]:
+    """The files that make up the trace at ``path``: itself, or those of a directory of perf record --threads."""
+    if not path.is_dir():
+        return [path]
+    numbered = [part for part in path.glob("data.*") if part.suffix[1:].isdecimal() and part.is_file()]
+    return [path / "data", *sorted(numbered, key=lambda part: int(part.suffix[1:]))]
+
+
+def streams(head: bytes) -> bool:
+    """Whether what starts with ``head`` can be read from a pipe, without a seek."""
+    from tracekit.formats import perf_data  # noqa: PLC0415 - it imports this module
+
+    return perf_data.streams(head)
+
+
 def readers() -> list[Reader]:
     """All readers, sorted by name."""
     return [cast("Reader", registry.load(__name__, name)) for name in registry.names(__name__)]
@@ -92,15 +112,25 @@ def detect(path: Path) -> Reader:
         TraceFormatError: there is no such file, or it cannot be read.
         UnknownFormatError: no reader, or more than one, claims it.
     """
+    opened = path
     if path.is_dir():
-        if (path / "data").is_file():
-            raise TraceFormatError(path, None, "is a directory of perf record --threads; this is not supported yet")
-        raise UnknownFormatError(path, None, "is a directory; give the trace file inside it")
+        opened = path / "data"  # perf record --threads
+        if not opened.is_file():
+            raise UnknownFormatError(path, None, "is a directory; give the trace file inside it")
     try:
-        with path.open("rb") as file:
+        with opened.open("rb") as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise TraceFormatError(path, None, f"cannot be read: {error.strerror or error}") from error
+    return detect_head(path, head)
+
+
+def detect_head(path: Path, head: bytes) -> Reader:
+    """The one reader that claims a file that starts with ``head``.
+
+    Raises:
+        UnknownFormatError: no reader, or more than one, claims it.
+    """
     if not head:
         raise UnknownFormatError(path, 0, "is empty; was the recording interrupted before it wrote anything?")
     known = readers()

@@ -13,10 +13,15 @@ from tracekit.formats._event_rows import EventRows, Named, Places, Raws, Rows
 from tracekit.formats._perf_callchain import NONE
 from tracekit.formats._perf_events import PerfEvent
 from tracekit.formats._perf_index import Starts, Words
-from tracekit.formats._perf_sample import CALLCHAIN, RAW, READ, locate, word_of
+from tracekit.formats._perf_sample import CALLCHAIN, RAW, READ, STACK_USER, Variable, locate, rest, word_of
+from tracekit.formats._perf_swap import swap_raw
 
 _I32, _U32 = np.dtype(np.int32), np.dtype(np.uint32)
-_NULLABLE = frozenset({"cpu", "pid", "tid", "comm", "callchain_id"})
+_RECORD_WORDS = 1 << 14  # more than a record has
+_NULLABLE = frozenset({
+    "cpu", "pid", "tid", "comm", "callchain_id", "user_stack_bytes", "weight", "weight2", "weight3", "data_src",
+    "transaction", "phys_addr", "cgroup", "data_page_size", "code_page_size",
+})  # fmt: skip
 
 
 class Samples(NamedTuple):
@@ -58,12 +63,27 @@ class Decoder(NamedTuple):
 
     sink: Sink
     note: Callable[..., None]
+    swapped: bool = False  # raw data is in the other byte order
+
+    def declare(self, event: PerfEvent) -> None:
+        """Make the table of an event that did not fire: from a sample of zeros, which is then dropped."""
+        one = np.zeros(1, np.int64)
+        words = np.zeros(_RECORD_WORDS, np.uint64)
+        found = locate(words, one, one + _RECORD_WORDS, event.layout)
+        if found.raw is not None:
+            rows = event.rows(self.note)
+            words[found.raw] = 0 if rows is None else rows.row_bytes
+        none = np.empty(0, np.int64)
+        comms = CommWindow(np.full(1, -1, np.int32), none, none, none.astype(np.int32), none, [])
+        samples = Samples(one, one + _RECORD_WORDS, one, one, one)
+        chain_ids = np.full(1, NONE, np.uint32)
+        Decoder(_Emptied(self.sink, event.table), _ignore).decode(Window(words, samples, comms, chain_ids), event, one)
 
     def decode(self, window: Window, event: PerfEvent, mine: Places) -> None:
         """Hand on the rows of samples ``mine`` of ``window``, all of which are of ``event``."""
         some = _sorted(window, event, mine)
         if not event.tracepoint:
-            self._append(event.table, event, _common(window, event, some) + _extras(window.words, some.starts, event))
+            self._append(event.table, event, _common(window, event, some) + self._extras(window, event, some))
         elif not event.layout.sample_type & RAW:
             self._append(event.table, event, _common(window, event, some))
         else:
@@ -80,12 +100,15 @@ class Decoder(NamedTuple):
             self.note("raw_too_short", int(np.count_nonzero(~whole)))
             self._write_raw(window, event, some.pick(~whole), place[~whole], size[~whole])
             some, place, size = some.pick(whole), place[whole], size[whole]
+            found = found._replace(after=found.after[whole], whole=found.whole[whole])
         if len(some.mine) == 0:
             return
         if rows is None:
             self._write_raw(window, event, some, place, size)
             return
         raws = Raws(words.view(np.uint8), 8 * place + 4, size)
+        if self.swapped:
+            swap_raw(raws.data, raws.at, raws.size, rows.event)
         if layout.sample_type & (READ | CALLCHAIN):
             matrix, origin = _gather(words, place, 4 + rows.row_bytes), 4
             common = _common(window, event, some)
@@ -94,7 +117,29 @@ class Decoder(NamedTuple):
             origin = 8 * layout.fixed_words + 4
             matrix = _gather(words, some.starts, origin + rows.row_bytes)
             common = _common(window, event, some, Rows(matrix, 0))
-        self._append(event.table, event, common + rows.decode(Rows(matrix, origin), raws, self.note))
+        fields = rows.decode(Rows(matrix, origin), raws, self.note)
+        if layout.sample_type & STACK_USER:
+            taken = {name for name, _ in fields}
+            parts = self._rest(window, event, some, found)
+            fields += [part for part in parts if part[0] == "user_stack_bytes" and part[0] not in taken]
+        self._append(event.table, event, common + fields)
+
+    def _extras(self, window: Window, event: PerfEvent, some: _Some) -> Named:
+        """What else the samples of an event say that is no tracepoint."""
+        places = event.layout.words
+        parts = (part for part in ("ip", "addr", "period") if part in places)
+        columns = [(part, _columns.numbers(word_of(window.words, some.starts, places[part]))) for part in parts]
+        found = locate(window.words, some.starts, window.samples.ends.take(some.mine), event.layout)
+        return columns + self._rest(window, event, some, found)
+
+    def _rest(self, window: Window, event: PerfEvent, some: _Some, found: Variable) -> Named:
+        ends = window.samples.ends.take(some.mine)
+        columns = []
+        for name, (values, whole) in rest(window.words, ends, event.layout, found).items():
+            if not whole.all():
+                self.note("sample_part_outside_record", int(np.count_nonzero(~whole)))
+            columns.append((name, _columns.numbers(values, whole)))
+        return columns
 
     def _write_raw(self, window: Window, event: PerfEvent, some: _Some, place: Starts, size: Places) -> None:
         at = 8 * place + 4
@@ -108,6 +153,24 @@ class Decoder(NamedTuple):
         if schema is None:
             schema = event.schemas[key] = _schema(columns, event.metadata)
         self.sink.append(table, pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+class _Emptied(NamedTuple):
+    """Hands on what a table looks like, without a row."""
+
+    sink: Sink
+    table: str
+
+    def append(self, table: str, batch: pa.RecordBatch) -> None:
+        if table == self.table:
+            self.sink.append(table, batch.slice(0, 0))
+
+    def settle(self) -> None:
+        self.sink.settle()
+
+
+def _ignore(kind: str, number: int = 1) -> None:
+    pass
 
 
 def _schema(columns: Named, metadata: dict[bytes, bytes]) -> pa.Schema:
@@ -163,9 +226,3 @@ def _gather(words: Words, starts: Starts, row_bytes: int) -> np.ndarray[tuple[in
     width = (row_bytes + 7) // 8
     view: np.ndarray = np.ndarray((len(words) - width + 1,), np.dtype((np.void, 8 * width)), words.data, 0, (8,))
     return view[starts].view(np.uint8).reshape(len(starts), 8 * width)
-
-
-def _extras(words: Words, starts: Starts, event: PerfEvent) -> Named:
-    places = event.layout.words
-    parts = (part for part in ("ip", "addr", "period") if part in places)
-    return [(part, _columns.numbers(word_of(words, starts, places[part]))) for part in parts]

@@ -1,12 +1,13 @@
 """What becomes of the samples of each attribute of a perf.data file: which table, decoded how."""
 
 import fnmatch
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tracekit.formats._event_format import FormatTextError, parse_format
 from tracekit.formats._event_rows import EventRows
-from tracekit.formats._perf_header import TRACEPOINT, Attr, PerfHeader
+from tracekit.formats._perf_attr import TRACEPOINT, Attr
+from tracekit.formats._perf_header import PerfHeader
 from tracekit.formats._perf_sample import SampleLayout, layout_of
 from tracekit.formats._tracing_data import FormatText
 
@@ -26,10 +27,21 @@ class PerfEvent:
         self.name = name  # as perf script prints it
         self.layout: SampleLayout = layout_of(attr)
         self.tracepoint = attr.type == TRACEPOINT
+        self.silent = attr.silent
+        self.lacks_format = self.tracepoint and text is None
         self.raw_table = f"events/unknown/tracepoint_{attr.config}"
         self.schemas: dict[tuple[str, int], pa.Schema] = {}  # by table and number of columns
         self._text = text
         self._rows: EventRows | None = None
+
+    def is_of(self, attr: Attr, name: str, table: str, text: FormatText | None) -> bool:
+        """Whether it is what these would make."""
+        return (self.name, self.table, self._text, self.layout) == (name, table, text, layout_of(attr))
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether its table says something even without a row: that it was recorded and did not happen."""
+        return not self.silent and not self.lacks_format
 
     def rows(self, count: Count) -> EventRows | None:
         """What decodes its fields; None if there is no usable format."""
@@ -55,11 +67,11 @@ class PerfEvent:
         return not patterns or any(fnmatch.fnmatchcase(self.name, glob) for glob in patterns)
 
 
-def perf_events(header: PerfHeader, count: Count) -> list[PerfEvent]:
-    """One for each attribute, in their order."""
+def perf_events(header: PerfHeader, known: Sequence[PerfEvent] = ()) -> list[PerfEvent]:
+    """One for each attribute, in their order; ``known`` are those of the header as it was before."""
     formats = header.tracing.formats if header.tracing else {}
     owners: dict[str, tuple[int, int]] = {}
-    events = []
+    events: list[PerfEvent] = []
     for attr in header.attrs:
         text = formats.get(attr.config) if attr.type == TRACEPOINT else None
         if text is not None:
@@ -68,14 +80,15 @@ def perf_events(header: PerfHeader, count: Count) -> list[PerfEvent]:
         elif attr.type == TRACEPOINT:
             name = attr.name or f"unknown:tracepoint_{attr.config}"
             table = f"events/unknown/tracepoint_{attr.config}"
-            count("event_without_format")
         else:
-            name = attr.name or f"type_{attr.type}_config_{attr.config:#x}"
+            name = attr.name or attr.generic_name
             table = f"samples/{safe_name(name)}"
         identity = (attr.type, attr.config)
         while owners.setdefault(table, identity) != identity:
             table += "_"
-        events.append(PerfEvent(attr, name, table, text))
+        old = known[len(events)] if len(events) < len(known) else None
+        same = old is not None and old.is_of(attr, name, table, text)
+        events.append(old if old is not None and same else PerfEvent(attr, name, table, text))
     return events
 
 

@@ -1,28 +1,24 @@
-"""The header, attributes and feature sections of a perf.data file.
+"""The header and attributes of a perf.data file, of both versions and in either byte order.
 
 Source: tools/perf/Documentation/perf.data-file-format.txt, tools/perf/util/header.c; MODEL.md F.1.
 """
 
-from collections.abc import Callable
+import struct
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from tracekit.errors import TraceFormatError
 from tracekit.formats._cursor import Cursor
-from tracekit.formats._tracing_data import TracingData, parse_tracing_data
+from tracekit.formats._perf_attr import MIN_ATTR_BYTES, Attr, parse_attr
+from tracekit.formats._perf_features import DIR_FORMAT, HOSTNAME, MAX_ATTRS, MAX_SECTION_BYTES, Features
+from tracekit.formats._tracing_data import TracingData
 
 HEADER_BYTES = 104
-MIN_ATTR_BYTES = 64  # PERF_ATTR_SIZE_VER0
-TRACEPOINT = 2  # perf_event_attr.type
+PIPE_HEADER_BYTES = 16
+MAGICS = {b"PERFILE2": "<", b"2ELIFREP": ">", b"PERFFILE": ""}
+"""First eight bytes → byte order; perf's first version, before Linux 3.0, writes the same ones in both."""
 
-MAX_ATTRS = 1 << 16
-MAX_SECTION_BYTES = 256 << 20  # TRACING_DATA with kallsyms is some 10 MB
-MAX_TEXT_BYTES = 1 << 20
-
-# feature bits that mean something here
-TRACING_DATA, EVENT_DESC, CLOCKID, DIR_FORMAT, COMPRESSED, CLOCK_DATA = 1, 12, 23, 24, 27, 29
-_STRINGS = {3: "hostname", 4: "release", 5: "version", 6: "arch", 8: "cpu", 9: "cpuid"}
-_CLOCKS = {0: "realtime", 1: "monotonic", 4: "monotonic_raw", 7: "boottime", 11: "tai"}
+_EVENT_TYPE_BYTES = 72  # struct perf_trace_event_type { u64 event_id; char name[64]; }, before Linux 3.11
 
 
 class Section(NamedTuple):
@@ -30,31 +26,6 @@ class Section(NamedTuple):
 
     offset: int
     size: int  # bytes
-
-
-class Attr(NamedTuple):
-    """One recorded event: the parts of struct perf_event_attr that decide how its samples look."""
-
-    type: int
-    config: int
-    sample_type: int
-    read_format: int
-    flags: int
-    clock_id: int
-    ids: tuple[int, ...]  # one per CPU
-    name: str | None = None  # from EVENT_DESC
-
-    @property
-    def sample_id_all(self) -> bool:
-        """Whether kernel records that are no samples end with who, when and where."""
-        return bool(self.flags >> 18 & 1)
-
-    @property
-    def clock(self) -> str:
-        """Name of the clock that its times are of."""
-        if not self.flags >> 25 & 1:
-            return "perf"
-        return _CLOCKS.get(self.clock_id, f"clock {self.clock_id}")
 
 
 class PerfHeader(NamedTuple):
@@ -68,44 +39,47 @@ class PerfHeader(NamedTuple):
     tracing: TracingData | None
     features: dict[str, object]
     problems: dict[str, int]  # anomalies by kind
+    order: str = "<"  # byte order: < or >
+    directory: bool = False  # part of what perf record --threads writes
+
+
+def is_pipe(head: bytes) -> bool:
+    """Whether a file that starts like this is of pipe mode: a stream of records and nothing else."""
+    order = MAGICS.get(head[:8])
+    return bool(order) and head[8:16] == struct.pack(f"{order}Q", PIPE_HEADER_BYTES)
 
 
 def read_header(path: Path, file: BinaryIO, file_bytes: int) -> PerfHeader:
-    """Read everything but the records.
+    """Read everything but the records of a file that is not of pipe mode.
 
     Raises:
-        TraceFormatError: the header is damaged, or of a kind that is not supported yet.
+        TraceFormatError: the header is damaged.
     """
-    source = _Source(path, file, file_bytes)
+    source = _Source(path, file, file_bytes, "<")
     cursor = source.cursor(Section(0, min(HEADER_BYTES, file_bytes)))
-    magic = cursor.take(8, "magic")
-    if magic == b"2ELIFREP":
-        raise TraceFormatError(path, 0, "was recorded on a machine of the other byte order; this is not supported yet")
-    if magic == b"PERFFILE":
-        raise TraceFormatError(path, 0, "is of perf's first format (before Linux 3.0); this is not supported yet")
-    if cursor.u64("header size") == 16:
-        raise TraceFormatError(path, 8, "is in pipe mode (perf record -o -); this is not supported yet")
+    source = source._replace(order=_order(cursor))
+    cursor.order = source.order
+    _size = cursor.u64("header size")
     attr_bytes = cursor.u64("attribute size")
-    attrs_section, data, _types = (Section(*cursor.numbers("QQ", "section")) for _ in range(3))
-    bits = [bit for word, flags in enumerate(cursor.numbers("4Q", "features")) for bit in _bits(flags, word)]
+    attrs_section, data, types = (Section(*cursor.numbers("QQ", "section")) for _ in range(3))
+    bits = _feature_bits(cursor)
     problems: dict[str, int] = {}
     attrs = _read_attrs(source, attrs_section, attr_bytes)
     complete = data.size != 0
     if not HEADER_BYTES <= data.offset <= file_bytes:
         raise TraceFormatError(path, 40, f"data starts at {data.offset:#x}, the file ends at {file_bytes:#x}")
-    if not complete:
-        return PerfHeader(
-            path, file_bytes, Section(data.offset, file_bytes - data.offset), complete, attrs, None, {}, problems
-        )
-    sections = _feature_sections(source, data.offset + data.size, bits, problems)
-    features: dict[str, object] = {}
-    tracing = _read_features(source, sections, features, problems)
-    names = features.pop("event_names", {})
-    if isinstance(names, dict):
-        attrs = tuple(_named(attr, names) for attr in attrs)
-    if DIR_FORMAT in bits:
-        raise TraceFormatError(path, None, "belongs to a perf record --threads directory; this is not supported yet")
-    return PerfHeader(path, file_bytes, data, complete, attrs, tracing, features, problems)
+    features = Features(problems)
+    features.names.update(_event_types(source, types, problems))
+    if complete:
+        for bit, section in _feature_sections(source, data.offset + data.size, bits, problems).items():
+            if features.wants(bit, section.size):
+                features.take(bit, source.cursor(section))
+    else:
+        data = Section(data.offset, file_bytes - data.offset)
+    return PerfHeader(
+        path, file_bytes, data, complete, tuple(features.named(attr) for attr in attrs), features.tracing,
+        features.values, problems, source.order, DIR_FORMAT in bits,
+    )  # fmt: skip
 
 
 def unreadable(path: Path, error: OSError) -> TraceFormatError:
@@ -113,8 +87,34 @@ def unreadable(path: Path, error: OSError) -> TraceFormatError:
     return TraceFormatError(path, None, f"cannot be read: {error.strerror or error}")
 
 
-def _bits(flags: int, word: int) -> list[int]:
-    return [64 * word + bit for bit in range(64) if flags >> bit & 1]
+def _order(cursor: Cursor) -> str:
+    """The byte order, from the magic or, in the first version, from the attribute size, which is small."""
+    order = MAGICS.get(cursor.take(8, "magic"), "")
+    if not order:
+        start = cursor.position
+        cursor.u64("header size")
+        order = "<" if cursor.u64("attribute size") < 1 << 32 else ">"
+        cursor.position = start
+    return order
+
+
+def _feature_bits(cursor: Cursor) -> list[int]:
+    """The bits that are set.
+
+    They are words of the recorder's ``long``. Every recorder sets HOSTNAME: where it is not in its place in words of
+    64 bits, they are of 32 (tools/perf/util/header.c perf_file_header__read()).
+    """
+    start = cursor.position
+    bits = _bits(cursor.numbers("4Q", "features"), 64)
+    if cursor.order == ">" and HOSTNAME not in bits:
+        cursor.position = start
+        narrow = _bits(cursor.numbers("8I", "features"), 32)
+        return narrow if HOSTNAME in narrow else bits
+    return bits
+
+
+def _bits(words: tuple[int, ...], width: int) -> list[int]:
+    return [width * place + bit for place, flags in enumerate(words) for bit in range(width) if flags >> bit & 1]
 
 
 class _Source(NamedTuple):
@@ -123,6 +123,7 @@ class _Source(NamedTuple):
     path: Path
     file: BinaryIO
     size: int  # bytes
+    order: str
 
     def read(self, offset: int, size: int) -> bytes:
         """Bytes that the caller knows to lie within the file."""
@@ -138,7 +139,7 @@ class _Source(NamedTuple):
 
     def cursor(self, section: Section) -> Cursor:
         """What reads the whole of ``section``."""
-        return Cursor(self.path, self.read(section.offset, section.size), section.offset)
+        return Cursor(self.path, self.read(section.offset, section.size), section.offset, self.order)
 
 
 def _read_attrs(source: _Source, section: Section, stride: int) -> tuple[Attr, ...]:
@@ -155,7 +156,8 @@ def _read_attrs(source: _Source, section: Section, stride: int) -> tuple[Attr, .
     ids_left = source.size // 8
     for number in range(section.size // stride):
         cursor.position = number * stride
-        entry = Cursor(source.path, cursor.take(stride, "attribute"), section.offset + number * stride)
+        offset = section.offset + number * stride
+        entry = Cursor(source.path, cursor.take(stride, "attribute"), offset, source.order)
         attr = parse_attr(entry, stride - 16)
         entry.position = stride - 16
         ids = Section(*entry.numbers("QQ", "ids"))
@@ -166,19 +168,21 @@ def _read_attrs(source: _Source, section: Section, stride: int) -> tuple[Attr, .
     return tuple(attrs)
 
 
-def parse_attr(entry: Cursor, room: int) -> Attr:
-    """A struct perf_event_attr of at most ``room`` bytes; ``entry`` stands at its start.
-
-    Source: include/uapi/linux/perf_event.h. Its own size says how much of it is there; a longer one is newer.
-    """
-    kind, size, config, _period, sample_type, read_format, flags = entry.numbers("IIQQQQQ", "attribute")
-    if not MIN_ATTR_BYTES <= max(size, MIN_ATTR_BYTES) <= room:
-        raise entry.fail(f"attribute says it has {size} bytes, there is room for {room}")
-    clock_id = 0
-    if size >= 96:
-        entry.take(92 - 48, "attribute")
-        clock_id = entry.numbers("i", "clock id")[0]
-    return Attr(kind, config, sample_type, read_format, flags, clock_id, ())
+def _event_types(source: _Source, section: Section, problems: dict[str, int]) -> dict[object, str]:
+    """Names of events in files of old recorders: {(type, config): name}; ids of tracepoints, or of perf's own."""
+    if section.size == 0:
+        return {}
+    if section.offset + section.size > source.size or section.size > MAX_SECTION_BYTES:
+        problems["features_damaged"] = 1
+        return {}
+    cursor = source.cursor(section)
+    names: dict[object, str] = {}
+    for _ in range(section.size // _EVENT_TYPE_BYTES):
+        config = cursor.u64("event type")
+        name = cursor.take(_EVENT_TYPE_BYTES - 8, "event type").split(b"\0", 1)[0].decode("utf-8", "replace")
+        if ":" in name:
+            names.setdefault((2, config), name)
+    return names
 
 
 def _feature_sections(source: _Source, offset: int, bits: list[int], problems: dict[str, int]) -> dict[int, Section]:
@@ -196,90 +200,3 @@ def _feature_sections(source: _Source, offset: int, bits: list[int], problems: d
         else:
             sections[bit] = section
     return sections
-
-
-def _read_features(
-    source: _Source, sections: dict[int, Section], features: dict[str, object], problems: dict[str, int]
-) -> TracingData | None:
-    tracing = None
-    for bit, section in sections.items():
-        limit = MAX_SECTION_BYTES if bit in {TRACING_DATA, EVENT_DESC} else MAX_TEXT_BYTES
-        parse = _parser(bit)
-        if parse is None and bit != TRACING_DATA:
-            continue
-        if section.size > limit:
-            problems["features_damaged"] = problems.get("features_damaged", 0) + 1
-            continue
-        cursor = source.cursor(section)
-        try:
-            if parse is None:
-                tracing = parse_tracing_data(cursor)
-            else:
-                features.update(parse(cursor))
-        except TraceFormatError:
-            problems["features_damaged"] = problems.get("features_damaged", 0) + 1
-    if tracing is not None and tracing.problems:
-        problems["formats_damaged"] = len(tracing.problems)
-    return tracing
-
-
-def _parser(bit: int) -> Callable[[Cursor], dict[str, object]] | None:
-    """What turns the body of feature ``bit`` into named values."""
-    if bit in _STRINGS:
-        return lambda cursor: {_STRINGS[bit]: cursor.text(_STRINGS[bit])}
-    return {
-        7: lambda cursor: dict(zip(("cpus_available", "cpus"), cursor.numbers("II", "cpus"), strict=True)),
-        10: lambda cursor: {"memory_bytes": cursor.u64("memory") * 1024},
-        11: lambda cursor: {"cmdline": [cursor.text("argument") for _ in range(_count(cursor))]},
-        12: parse_event_desc,
-        14: _numa,
-        21: lambda cursor: dict(zip(("first_sample_ns", "last_sample_ns"), cursor.numbers("QQ", "time"), strict=True)),
-        CLOCKID: lambda cursor: {"clock_resolution_ns": cursor.u64("clock resolution")},
-        COMPRESSED: lambda cursor: {"compression": cursor.numbers("5I", "compression")},
-        CLOCK_DATA: _clock_data,
-    }.get(bit)
-
-
-def _count(cursor: Cursor) -> int:
-    count = cursor.u32("count")
-    if count > cursor.left // 4:
-        raise cursor.fail(f"{count} entries do not fit into {cursor.left} bytes")
-    return count
-
-
-def _numa(cursor: Cursor) -> dict[str, object]:
-    nodes = []
-    for _ in range(_count(cursor)):
-        node, total, free = cursor.numbers("IQQ", "node")
-        nodes.append(
-            {"node": node, "memory_bytes": total * 1024, "free_bytes": free * 1024, "cpus": cursor.text("cpus")}
-        )
-    return {"nodes": nodes}
-
-
-def _clock_data(cursor: Cursor) -> dict[str, object]:
-    _version, clock_id, wall_ns, clock_ns = cursor.numbers("IIQQ", "clock data")
-    return {"clock_id": clock_id, "wall_offset_ns": wall_ns - clock_ns}
-
-
-def parse_event_desc(cursor: Cursor) -> dict[str, object]:
-    """EVENT_DESC: {"event_names": {id or (type, config): name}}."""
-    count, attr_bytes = cursor.numbers("II", "event descriptions")
-    names: dict[object, str] = {}
-    for _ in range(min(count, MAX_ATTRS)):
-        start = cursor.position
-        attr = parse_attr(cursor, attr_bytes)
-        cursor.position = start
-        cursor.take(attr_bytes, "attribute")
-        ids = cursor.u32("number of ids")
-        name = cursor.text("event name")
-        if ids > cursor.left // 8:
-            raise cursor.fail(f"{ids} ids do not fit into {cursor.left} bytes")
-        names.setdefault((attr.type, attr.config), name)
-        names.update(dict.fromkeys(cursor.numbers(f"{ids}Q", "ids"), name))
-    return {"event_names": names}
-
-
-def _named(attr: Attr, names: dict[object, str]) -> Attr:
-    key: object = attr.ids[0] if attr.ids and attr.ids[0] in names else (attr.type, attr.config)
-    return attr._replace(name=names.get(key))

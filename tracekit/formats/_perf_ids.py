@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tracekit.formats._perf_header import Attr
+from tracekit.formats._perf_attr import Attr
 from tracekit.formats._perf_index import SamplePattern, Starts, Words
 from tracekit.formats._perf_sample import SampleLayout, layout_of, word_of
 
 UNKNOWN = -1
 UNWANTED = -2
+
+_ZERO = np.uint64(0)
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -72,14 +74,14 @@ class EventIds:
             return np.zeros(len(ends), np.int64)
         return np.maximum(self.event_of(words[ends - self._trailer_id]), 0)
 
-    def sample_word(self, words: Words, starts: Starts, event: Numbers, part: str) -> Words:
-        """The word of each sample that holds ``part``; 0 where it has none."""
+    def sample_word(self, words: Words, starts: Starts, event: Numbers, part: str, default: np.uint64 = _ZERO) -> Words:
+        """The word of each sample that holds ``part``; ``default`` where it has none."""
         places = {layout.words.get(part, 0) for layout in self.layouts}
         if len(places) == 1:
             place = places.pop()
-            return word_of(words, starts, place) if place else np.zeros(len(starts), np.uint64)
+            return word_of(words, starts, place) if place else np.full(len(starts), default, np.uint64)
         each = np.array([layout.words.get(part, 0) for layout in self.layouts], np.int64)[event]
-        return np.where(each == 0, np.uint64(0), words[starts + each])
+        return np.where(each == 0, default, words[starts + each])
 
     def trailer_word(self, words: Words, ends: Starts, event: Numbers, part: str, default: int) -> Words:
         """The word of each record's trailer that holds ``part``."""

@@ -16,7 +16,8 @@ SAMPLE = 9
 FINISHED_ROUND = 68
 AUXTRACE = 71
 TRACING_DATA = 66
-COMPRESSED = frozenset({81, 83})
+COMPRESSED2 = 83
+COMPRESSED = frozenset({81, COMPRESSED2})
 
 CHUNK_WORDS = 1 << 18  # stays in the second-level cache
 

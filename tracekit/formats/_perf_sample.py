@@ -8,11 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracekit.formats._perf_header import Attr
+from tracekit.formats._perf_attr import Attr
 from tracekit.formats._perf_index import Starts, Words
 
 IP, TID, TIME, ADDR, READ, CALLCHAIN, ID, CPU, PERIOD, STREAM_ID, RAW = (1 << bit for bit in range(11))
-IDENTIFIER = 1 << 16
+BRANCH_STACK, REGS_USER, STACK_USER, WEIGHT, DATA_SRC = (1 << bit for bit in range(11, 16))
+IDENTIFIER, TRANSACTION, REGS_INTR, PHYS_ADDR, AUX, CGROUP, DATA_PAGE_SIZE, CODE_PAGE_SIZE, WEIGHT_STRUCT = (
+    1 << bit for bit in range(16, 25)
+)
+BRANCH_HW_INDEX, BRANCH_COUNTERS = 1 << 17, 1 << 19  # of branch_sample_type
 
 READ_ENABLED, READ_RUNNING, READ_ID, READ_GROUP, READ_LOST = (1 << bit for bit in range(5))
 
@@ -31,6 +35,9 @@ class SampleLayout(NamedTuple):
     fixed_words: int  # header and the parts in ``words``
     trailer: dict[str, int]  # part → words back from the record's end
     trailer_words: int
+    branch_type: int = 0
+    user_registers: int = 0  # how many
+    kernel_registers: int = 0
 
 
 class Variable(NamedTuple):
@@ -41,6 +48,8 @@ class Variable(NamedTuple):
     raw: Starts | None  # of the word that starts with the u32 size
     raw_bytes: Starts | None
     whole: np.ndarray[tuple[int], np.dtype[np.bool_]]  # False: a part would end beyond its record
+    placed: np.ndarray[tuple[int], np.dtype[np.bool_]]  # whether what stands before the raw data is whole
+    after: Starts  # what follows the raw data
 
 
 def layout_of(attr: Attr) -> SampleLayout:
@@ -58,7 +67,10 @@ def layout_of(attr: Attr) -> SampleLayout:
             if attr.sample_type & bit:
                 back += 1
                 trailer[part] = back
-    return SampleLayout(attr.sample_type, attr.read_format, words, place, trailer, back)
+    return SampleLayout(
+        attr.sample_type, attr.read_format, words, place, trailer, back,
+        attr.branch_type, attr.user_registers.bit_count(), attr.kernel_registers.bit_count(),
+    )  # fmt: skip
 
 
 def word_of(words: Words, starts: Starts, place: int) -> Words:
@@ -83,20 +95,24 @@ def locate(words: Words, starts: Starts, ends: Starts, layout: SampleLayout) -> 
         chain_count, whole = _count(words, place, ends, whole, 1)
         chain = place + 1
         place = chain + chain_count
+    placed, after = whole, place
     if layout.sample_type & RAW and not layout.sample_type & (READ | CALLCHAIN):
         # at the same place in all samples, which the caller knows to reach that far
         raw = place
         raw_bytes = (word_of(words, starts, layout.fixed_words) & np.uint64(0xFFFFFFFF)).view(np.int64)
+        placed = place < ends
         whole = raw_bytes <= (ends - place) * 8 - 4
         if not whole.all():
             raw_bytes = np.where(whole, raw_bytes, 0)
+        after = place + (raw_bytes + 11) // 8
     elif layout.sample_type & RAW:
-        whole = whole & (place < ends)
+        placed = whole = whole & (place < ends)
         raw = np.where(whole, place, starts)
         raw_bytes = (words[raw] & np.uint64(0xFFFFFFFF)).astype(np.int64)
         whole = whole & (raw * 8 + 4 + raw_bytes <= ends * 8)
         raw_bytes = np.where(whole, raw_bytes, 0)
-    return Variable(chain, chain_count, raw, raw_bytes, whole)
+        after = raw + (raw_bytes + 11) // 8
+    return Variable(chain, chain_count, raw, raw_bytes, whole, placed, after)
 
 
 def _count(
@@ -120,4 +136,75 @@ def _after_read(
         return place + times + entry, whole & (place + times + entry <= ends)
     count, whole = _count(words, place, ends, whole, entry)
     place = place + 1 + times + count * entry
+    return place, whole & (place <= ends)
+
+
+_SINGLES = (
+    ("data_src", DATA_SRC), ("transaction", TRANSACTION), ("", REGS_INTR), ("phys_addr", PHYS_ADDR),
+    ("cgroup", CGROUP), ("data_page_size", DATA_PAGE_SIZE), ("code_page_size", CODE_PAGE_SIZE),
+)  # fmt: skip
+_REST = 0
+for _bit in (BRANCH_STACK, REGS_USER, STACK_USER, WEIGHT, WEIGHT_STRUCT, *(bit for _, bit in _SINGLES)):
+    _REST |= _bit
+
+
+def rest(
+    words: Words, ends: Starts, layout: SampleLayout, found: Variable
+) -> dict[str, tuple[Words, np.ndarray[tuple[int], np.dtype[np.bool_]]]]:
+    """Name → values of the parts after the raw data that are kept, and which samples have them whole.
+
+    Of branches, registers and the copy of the user's stack only how many bytes of the latter were in use is kept.
+    """
+    if not layout.sample_type & _REST:
+        return {}
+    parts = {}
+    place, whole = found.after, found.whole & (found.after <= ends)
+    if layout.sample_type & BRANCH_STACK:
+        head = 1 + bool(layout.branch_type & BRANCH_HW_INDEX)
+        entry = 3 + bool(layout.branch_type & BRANCH_COUNTERS)
+        count, whole = _count(words, place, ends, whole, entry)
+        place = place + head + count * entry
+    if layout.sample_type & REGS_USER:
+        place, whole = _after_registers(words, place, ends, whole, layout.user_registers)
+    if layout.sample_type & STACK_USER:
+        size, whole = _value(words, place, ends, whole)
+        copied = (np.minimum(size, np.uint64(1 << 17)) >> np.uint64(3)).astype(np.int64)
+        place = place + 1 + copied
+        used, filled = _value(words, place, ends, whole & (copied > 0))
+        whole = whole & (filled | (copied == 0))
+        parts["user_stack_bytes"] = (used, whole)
+        place = place + (copied > 0)
+    if layout.sample_type & (WEIGHT | WEIGHT_STRUCT):
+        value, whole = _value(words, place, ends, whole)
+        if layout.sample_type & WEIGHT_STRUCT:
+            parts["weight"] = (value & np.uint64(0xFFFFFFFF), whole)
+            parts["weight2"] = (value >> np.uint64(32) & np.uint64(0xFFFF), whole)
+            parts["weight3"] = (value >> np.uint64(48), whole)
+        else:
+            parts["weight"] = (value, whole)
+        place = place + 1
+    for name, bit in _SINGLES:
+        if not layout.sample_type & bit:
+            continue
+        if not name:
+            place, whole = _after_registers(words, place, ends, whole, layout.kernel_registers)
+            continue
+        parts[name] = value, whole = _value(words, place, ends, whole)
+        place = place + 1
+    return parts
+
+
+def _value(
+    words: Words, place: Starts, ends: Starts, whole: np.ndarray
+) -> tuple[Words, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    """The word at ``place``, 0 where that is beyond the record."""
+    whole = whole & (place < ends)
+    return np.where(whole, words[np.where(whole, place, 0)], np.uint64(0)), whole
+
+
+def _after_registers(
+    words: Words, place: Starts, ends: Starts, whole: np.ndarray, count: int
+) -> tuple[Starts, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    abi, whole = _value(words, place, ends, whole)
+    place = place + 1 + np.where(abi == 0, 0, count)
     return place, whole & (place <= ends)

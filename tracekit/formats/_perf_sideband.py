@@ -23,6 +23,12 @@ _MISC_MMAP_DATA = 1 << 13
 _MISC_MMAP_BUILD_ID = 1 << 14
 _MISC_LOST_BPF = 1 << 15  # dropped by a BPF filter as asked for, not lost
 
+_MAX_CPUS = 1 << 16
+_TALLIED = {
+    5: "throttle", 6: "unthrottle", 8: "read", 11: "aux", 12: "itrace_start", 14: "switch", 15: "switch_cpu_wide",
+    16: "namespaces", 17: "ksymbol", 18: "bpf_event", 19: "cgroup", 20: "text_poke", 21: "aux_output_hw_id",
+    22: "callchain_deferred", 71: "auxtrace",
+}  # fmt: skip
 _BODY_WORDS = {MMAP: 5, LOST: 3, COMM: 3, EXIT: 4, FORK: 4, MMAP2: 9, LOST_SAMPLES: 2}
 
 
@@ -38,6 +44,7 @@ class Records(NamedTuple):
     cpu: np.ndarray
     event: np.ndarray  # number of the event that the trailer names; −1: none
     seq: np.ndarray
+    whole_ends: np.ndarray  # words, with the trailer
 
     def of(self, *kinds: int) -> "Records":
         """Those of some kinds."""
@@ -59,13 +66,59 @@ class Records(NamedTuple):
         return _columns.strings(flat, offsets[:-1], offsets[1:])
 
 
-class Losses:
-    """How many events were lost, as far as the records say."""
+class Tally:
+    """How many records of each kind there were that have no table of their own."""
 
     def __init__(self) -> None:
+        self.auxtrace_bytes = 0
+        self._counts = np.zeros(256, np.int64)
+
+    def take(self, kind: np.ndarray) -> None:
+        """Count these."""
+        self._counts += np.bincount(np.minimum(kind, 255), minlength=256)
+
+    def summary(self) -> dict[str, int]:
+        """For the manifest: those that there were."""
+        counts = {name: int(self._counts[kind]) for kind, name in _TALLIED.items()}
+        return {name: count for name, count in (counts | {"auxtrace_bytes": self.auxtrace_bytes}).items() if count}
+
+
+class Losses:
+    """How many events were lost, as far as the records say, and since when."""
+
+    def __init__(self) -> None:
+        self._latest = np.full(1, -1, np.int64)  # time of the last record of each CPU
+        self._since: dict[int, int] = {}  # by the LOST record's seq
         self.records = 0
         self.in_buffer = 0  # LOST: counted by the buffer, as seen when the next record found room
         self.of_events = 0  # LOST_SAMPLES: counted by the events and read at the end, the same events again
+
+    def follow(self, cpu: np.ndarray, time_ns: np.ndarray, seq: np.ndarray, records: "Records") -> None:
+        """Note which record of its CPU came last before each loss; samples are given as arrays, in file order."""
+        own = (records.time_ns > 0) & (records.cpu >= 0) & (records.kind < 64)
+        cpu = np.concatenate((cpu, records.cpu[own & (records.kind != LOST)]))
+        inside = (cpu >= 0) & (cpu < _MAX_CPUS)
+        lost = records.pick(own & (records.kind == LOST))
+        if int(cpu[inside].max(initial=0)) >= len(self._latest):
+            grown = np.full(int(cpu[inside].max(initial=0)) + 64, -1, np.int64)
+            grown[: len(self._latest)] = self._latest
+            self._latest = grown
+        other = own & (records.kind != LOST)
+        time_ns = np.concatenate((time_ns, records.time_ns[other]))
+        if len(lost.seq):
+            seq = np.concatenate((seq, records.seq[other]))
+            for one in np.unique(lost.cpu).tolist():
+                mine = np.flatnonzero(cpu == one)
+                mine = mine[np.argsort(seq[mine], kind="stable")]
+                for number in lost.seq[lost.cpu == one].tolist():
+                    before = int(np.searchsorted(seq[mine], number))
+                    known = int(self._latest[one]) if one < len(self._latest) else -1
+                    self._since.setdefault(number, int(time_ns[mine[before - 1]]) if before else known)
+        np.maximum.at(self._latest, cpu[inside], time_ns[inside])
+
+    def since(self, seq: np.ndarray) -> np.ndarray:
+        """When each LOST record's CPU was last heard of before; −1: never."""
+        return np.array([self._since.pop(number, -1) for number in seq.tolist()], np.int64)
 
     def summary(self) -> dict[str, object]:
         """For the manifest."""
@@ -164,7 +217,9 @@ def write_losses(
             losses.in_buffer += total
         else:
             losses.of_events += total
+        since = losses.since(mine.seq) if kind == LOST else np.full(len(lost), -1, np.int64)
         _append(sink, "lost", mine, [
+            ("from_ns", _columns.numbers(since, since >= 0)),
             ("count", _columns.numbers(lost)),
             ("event", _columns.labels(event.astype(np.int32), events)),
             ("kind", _columns.labels(np.full(len(lost), int(kind != LOST)), ["lost", "lost_samples"])),

@@ -5,7 +5,7 @@ from pathlib import Path
 from tracekit.formats import ReadOptions, Sink, TraceMetadata
 
 NAME = "perf.data"
-DESCRIPTION = "Linux perf record, one regular file, not compressed"
+DESCRIPTION = "Linux perf record: files, pipe mode, --threads directories; compressed (-z) or not; either byte order"
 EXTENSIONS = (".data", ".perf")
 
 _MAGICS = (b"PERFILE2", b"2ELIFREP", b"PERFFILE")
@@ -14,6 +14,12 @@ _MAGICS = (b"PERFILE2", b"2ELIFREP", b"PERFFILE")
 def sniff(head: bytes) -> bool:
     """Whether the file starts as perf.data files do, in either byte order."""
     return head[:8] in _MAGICS
+
+
+def streams(head: bytes) -> bool:
+    """Whether it is of pipe mode: a header of 16 bytes and records."""
+    size = head[8:16]
+    return sniff(head) and size in {b"\x10" + bytes(7), bytes(7) + b"\x10"} and head[:8] != b"PERFFILE"
 
 
 def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
