@@ -242,8 +242,8 @@ def test_only_the_events_asked_for(read):
 
 def test_events_without_a_format_are_kept_as_bytes(read):
     w = Writer()
-    page = w.page(0, (1, w.same_name(7, 5, 999)), (1, w.value(7, 1, 2)[:12]))
+    page = w.page(0, (1, w.same_name(7, 5, 999)), (1, w.value(7, 1, 2)[:12]), (1, w.exit(7, 1, 0, 1, 2)[:12]))
     manifest, table = read(File([Buffer({0: page})]))
-    assert manifest["anomalies"] == {"event_shorter_than_format": 1, "event_without_format": 1}
+    assert manifest["anomalies"] == {"event_shorter_than_format": 2, "event_without_format": 1}
     assert table("events/unknown/type_999")["raw"].to_list() == [w.same_name(7, 5, 999)]
     assert table("events/unknown/type_100").select("tid", "raw").rows() == [(7, w.value(7, 1, 2)[:12])]

@@ -83,6 +83,8 @@ def _read(events: Events, layout: _Layout, which: np.ndarray, lost: dict[int, np
     rows = Rows(gather(events.arena, events.at.take(which), layout.row_bytes), 0)
 
     def part(name: str) -> np.ndarray:
+        if len(which) == 0:  # all are too short
+            return np.empty(0, np.int64)
         return rows.column(*layout.fields[name]).astype(np.int64)
 
     none = np.full(len(which), -1, np.int64)

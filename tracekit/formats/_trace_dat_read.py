@@ -115,12 +115,14 @@ class _Walk:
     def _run(self, tasks: list[Task], pool: ThreadPoolExecutor | None, pending: list[Future[None]]) -> None:
         """Wait for the tasks of the window before, then start these."""
         _finish(pending)
-        self.sink.settle()
         if pool is None:
+            self.sink.settle()
             for task in tasks:
                 task()
-        else:
-            pending[:] = [pool.submit(task) for task in tasks]
+            return
+        # nothing may be appended while the sink settles, but the next window may be read
+        settled = pool.submit(self.sink.settle)
+        pending[:] = [settled, *(pool.submit(_after, settled, task) for task in tasks)]
 
     def _report(self, done: int) -> None:
         if self.options.progress is not None:
@@ -193,6 +195,11 @@ class _Buffer:
         ]
         batch = pa.RecordBatch.from_arrays([array for _, array in named], [name for name, _ in named])
         self.walk.sink.append(f"{self.root}lost", batch)
+
+
+def _after(first: Future[None], task: Task) -> None:
+    first.result()
+    task()
 
 
 def _finish(pending: list[Future[None]]) -> None:
