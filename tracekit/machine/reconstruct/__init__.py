@@ -17,6 +17,7 @@ from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, entries, li
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.rows import Made
+from tracekit.machine.reconstruct.state import Space, Vma
 from tracekit.machine.reconstruct.walker import Walker
 from tracekit.machine.timeline import Source
 from tracekit.trace import Trace
@@ -55,6 +56,7 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, *, complete: bool = True) -> 
         marks: as well.
         complete: whether the trace has the calls that map and unmap.
     """
+    Space.count = Vma.count = 0
     codes = cycle["code"].unique().to_list()
     side_band = bool(len(cycle.filter((pl.col("code") == Code.EXEC) & (pl.col("b") == 1))))
     faults, exits = Code.FAULT in codes, Code.EXIT_MMAP in codes

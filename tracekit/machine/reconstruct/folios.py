@@ -52,7 +52,7 @@ def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
     known = _known(space, page, entry.order)
     if known is not None and entry.exclusive and known.origin not in {None, space}:
         known = None  # the kernel wrote to it since, which shows as no fault: a thread id, a signal frame, read()
-    if known is not None and known.tree.over(at, at):
+    if known is not None and known.mapping.tree.over(at, at):
         return Found(known, _pgoff(vma, page, known))
     unwritten = not entry.exclusive and not entry.dirty
     if vma.file is not None and (vma.shared or unwritten):
@@ -78,7 +78,7 @@ def _known(space: Space, page: int, order: int) -> Folio | None:
 
 
 def _pgoff(vma: Vma, page: int, folio: Folio) -> int:
-    if isinstance(folio.tree, File) and vma.file is not folio.tree:
+    if isinstance(folio.mapping, File) and vma.file is not folio.mapping:
         return page
     return vma.pgoff + page - vma.start
 
@@ -126,7 +126,7 @@ def _line(space: Space, vma: Vma, page: int) -> list[tuple[Space, AnonVma]]:
 def maps(found: Found, vma: Vma, order: int) -> bool:
     """Whether ``vma`` should map a page of the folio."""
     page = vma.page(found.pgoff)
-    if isinstance(found.folio.tree, File):
+    if isinstance(found.folio.mapping, File):
         return _file_mapped(vma, page)
     if not order:
         return folio_at(vma.space, page) is found.folio
@@ -144,7 +144,7 @@ def image_of(space: Space, start: int, end: int, pgoff: int, file: File) -> Vma:
     """What a mapped ELF segment says of the image around it: it begins where the file does."""
     vma = Vma(space, start - pgoff, end + _IMAGE, 0)
     vma.file = file
-    file.tree.append(vma)
+    file.tree.add(vma)
     space.maps.append(vma)
     return vma
 

@@ -88,5 +88,5 @@ class Identify:
 
     @staticmethod
     def _mapped(found: Found, walk: Walk) -> int:
-        members = found.folio.tree.over(found.pgoff, found.pgoff + (1 << walk.order) - 1)
+        members = found.folio.mapping.tree.over(found.pgoff, found.pgoff + (1 << walk.order) - 1)
         return sum(maps(found, vma, walk.order) for vma in members)

@@ -1,5 +1,7 @@
 """What the system calls and process events do to address spaces: exec, fork, exit, mmap, munmap, mprotect, mremap."""
 
+from bisect import bisect_right
+
 from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
 
 MAP_TYPE, MAP_SHARED, MAP_ANONYMOUS = 0xF, (0x1, 0x3), 0x20
@@ -29,8 +31,7 @@ def fork(parent: Space, now: int) -> Space:
         new = vma.like(child, vma.start, vma.end)
         new.fork_chain(vma)
         if vma.file is not None:
-            tree = vma.file.tree
-            tree.insert(tree.index(vma) + 1, new)
+            vma.file.tree.add_after(new, vma)
         if vma is parent.rest:
             child.rest = new
         elif new.file is not None and vma in parent.maps:
@@ -53,7 +54,7 @@ def mmap(space: Space, start: int, end: int, pgoff: int, file: File | None) -> V
     vma = Vma(space, start, end, start if file is None else pgoff)
     vma.file = file
     if file is not None:
-        file.tree.append(vma)
+        file.tree.add(vma)
     space.add(vma)
     return vma
 
@@ -61,7 +62,7 @@ def mmap(space: Space, start: int, end: int, pgoff: int, file: File | None) -> V
 def munmap(space: Space, start: int, end: int, now: int) -> None:
     """Unmap start..end; a VMA that sticks out on the left is a new one, cloned (vms_gather_munmap_vmas)."""
     for vma in space.overlapping(start, end):
-        i = space.vmas.index(vma)
+        i = bisect_right(space.starts, vma.start) - 1
         del space.vmas[i], space.starts[i]
         for low, high in ((vma.start, min(start, vma.end)), (max(end, vma.start), vma.end)):
             if low < high:
@@ -88,14 +89,14 @@ def split(space: Space, start: int, end: int) -> None:
         if start <= vma.start and vma.end <= end:
             continue
         old_end, low, high = vma.end, max(start, vma.start), min(end, vma.end)
+        i = bisect_right(space.starts, vma.start) - 1
+        del space.vmas[i], space.starts[i]
         if vma.start < low:
             _piece(space, vma, vma.start, low)
         if high < old_end:
             _piece(space, vma, high, old_end)
-        i = space.vmas.index(vma)
         vma.pgoff += low - vma.start
         vma.start, vma.end = low, high
-        del space.vmas[i], space.starts[i]
         space.add(vma)
         vma.reinsert()
 
@@ -104,7 +105,7 @@ def _piece(space: Space, vma: Vma, start: int, end: int) -> None:
     new = vma.like(space, start, end)
     new.clone_chain(vma)
     if new.file is not None:
-        new.file.tree.append(new)
+        new.file.tree.add(new)
     space.add(new)
 
 
@@ -128,7 +129,7 @@ def mremap(space: Space, old: range, new: range, now: int) -> None:
             moved.pgoff = moved.start
         moved.clone_chain(vma)
         if moved.file is not None:
-            moved.file.tree.append(moved)
+            moved.file.tree.add(moved)
         for page in range(vma.start, vma.end):
             folio = folio_at(space, page)
             if isinstance(folio, Folio):

@@ -8,6 +8,8 @@ forked, so that fork links each of them, and any page of them lies in one VMA of
 from bisect import bisect_right
 from collections.abc import Iterator
 
+from tracekit.machine.reconstruct.tree import Tree
+
 EVERYWHERE = 1 << 60  # pages: above any address
 
 
@@ -15,7 +17,7 @@ class AnonVma:
     """struct anon_vma (include/linux/rmap.h): the tree of the VMAs that may map an anonymous folio.
 
     Attributes:
-        tree: VMAs in the order in which the interval tree received them; equal starts keep it (MODEL.md A.0).
+        tree: the VMAs that are linked to it.
         children: anon_vmas whose parent this is, itself included for a root.
         active: VMAs whose own anon_vma this is.
     """
@@ -24,23 +26,14 @@ class AnonVma:
 
     def __init__(self, parent: "AnonVma | None" = None) -> None:
         self.parent = parent or self
-        self.parent_known()
-        self.active = 1
-        self.tree: dict[Vma, None] = {}
-
-    def parent_known(self) -> None:
-        """Count this one among its parent's children (mm/rmap.c: the self-parent link of a new root counts, too)."""
         self.children = 0
-        self.parent.children += 1
-
-    def over(self, first: int, last: int) -> list["Vma"]:
-        """The VMAs that overlap the page offsets first..last, in tree order."""
-        found = [vma for vma in self.tree if vma.covers(first, last)]
-        return sorted(found, key=_start) if any(vma.pgoff != found[0].pgoff for vma in found) else found
+        self.parent.children += 1  # a root is its own child, too
+        self.active = 1
+        self.tree = Tree()
 
 
 class File:
-    """struct address_space: the i_mmap tree of a file, memfd or shared anonymous mapping.
+    """struct address_space of a file, memfd or shared anonymous mapping, with its i_mmap tree.
 
     Attributes:
         sure: False where which file it is was concluded from the number of its descriptor.
@@ -50,11 +43,7 @@ class File:
 
     def __init__(self, *, sure: bool) -> None:
         self.sure = sure
-        self.tree: list[Vma] = []
-
-    def over(self, first: int, last: int) -> list["Vma"]:
-        """The VMAs that overlap the page offsets first..last, in tree order."""
-        return sorted((vma for vma in self.tree if vma.covers(first, last)), key=_start)
+        self.tree = Tree()
 
 
 class Vma:
@@ -116,13 +105,13 @@ class Vma:
         if self.anon is None:
             self.anon = AnonVma()
             self.chain.append(self.anon)
-            self.anon.tree[self] = None
+            self.anon.tree.add(self)
         return self.anon
 
     def clone_chain(self, source: "Vma") -> None:
         """anon_vma_clone(self, source) in a split or a move: the same trees, the same own anon_vma."""
         for anon in source.chain:
-            anon.tree[self] = None
+            anon.tree.add(self)
             self.chain.append(anon)
         self.anon = source.anon
         if self.anon is not None:
@@ -133,7 +122,7 @@ class Vma:
         if source.anon is None:
             return
         for anon in source.chain:
-            anon.tree[self] = None
+            anon.tree.add(self)
             self.chain.append(anon)
             if self.anon is None and anon.active == 0 and anon.children < 2:
                 self.anon = anon
@@ -141,50 +130,46 @@ class Vma:
             self.anon.active += 1
             return
         self.anon = AnonVma(source.anon)
-        self.anon.tree[self] = None
+        self.anon.tree.add(self)
         self.chain.append(self.anon)
 
     def unlink(self) -> None:
         """unlink_anon_vmas() and unlink_file_vma()."""
         for anon in self.chain:
-            anon.tree.pop(self, None)
+            anon.tree.drop(self)
             if not anon.tree:
                 anon.parent.children -= 1
         if self.anon is not None:
             self.anon.active -= 1
-        if self.file is not None and self in self.file.tree:
-            self.file.tree.remove(self)
+        if self.file is not None:
+            self.file.tree.drop(self)
         self.chain, self.anon = [], None
 
     def reinsert(self) -> None:
         """Take it out of its trees and put it back, last among equal starts: vma_prepare() and vma_complete()."""
         for anon in self.chain:
-            anon.tree.pop(self, None)
-            anon.tree[self] = None
-        if self.file is not None and self in self.file.tree:
-            self.file.tree.remove(self)
-            self.file.tree.append(self)
-
-
-def _start(vma: Vma) -> int:
-    return vma.pgoff
+            anon.tree.drop(self)
+            anon.tree.add(self)
+        if self.file is not None:
+            self.file.tree.drop(self)
+            self.file.tree.add(self)
 
 
 class Folio:
     """What is mapped at a page of one address space and, by fork, of its relatives.
 
     Attributes:
-        tree: where its rmap walk goes.
+        mapping: the anon_vma or the file in whose tree its rmap walk goes.
         origin, since: the space that wrote it first, and at which event; None for a file's.
         sure: False where its origin was not seen and alternatives remain.
     """
 
-    __slots__ = ("origin", "since", "sure", "tree")
+    __slots__ = ("mapping", "origin", "since", "sure")
 
     def __init__(
-        self, tree: AnonVma | File, origin: "Space | None" = None, since: int = 0, *, sure: bool = True
+        self, mapping: AnonVma | File, origin: "Space | None" = None, since: int = 0, *, sure: bool = True
     ) -> None:
-        self.tree, self.origin, self.since, self.sure = tree, origin, since, sure
+        self.mapping, self.origin, self.since, self.sure = mapping, origin, since, sure
 
 
 class Space:

@@ -81,7 +81,7 @@ class Walk:
         if source.found is None:
             return []
         first = self.pgoff()
-        return source.found.folio.tree.over(first, first + (1 << self.order) - 1)
+        return source.found.folio.mapping.tree.over(first, first + (1 << self.order) - 1)
 
     def bases(self, members: list[Vma]) -> list[int]:
         """Where the folio's first page stands in each of ``members``."""

@@ -1,0 +1,61 @@
+"""The interval tree of VMAs that an rmap walk iterates (mm/interval_tree.c)."""
+
+from bisect import bisect_right
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tracekit.machine.reconstruct.state import Vma
+
+
+class Tree:
+    """VMAs in the order of their first page offset; equal ones in the order in which they were put in (MODEL.md A.0).
+
+    A walk asks for the few that cover a page, a fork adds one: so the order is made when it is asked for.
+    """
+
+    __slots__ = ("_highest", "_ordered", "_starts", "_vmas")
+
+    def __init__(self) -> None:
+        self._vmas: dict[Vma, None] = {}
+        self._ordered: list[Vma] | None = None
+
+    def __len__(self) -> int:
+        return len(self._vmas)
+
+    def add(self, vma: "Vma") -> None:
+        """Put it in, last among those that start where it does."""
+        self._vmas[vma] = None
+        self._ordered = None
+
+    def drop(self, vma: "Vma") -> None:
+        """Take it out, if it is in."""
+        self._vmas.pop(vma, None)
+        self._ordered = None
+
+    def add_after(self, vma: "Vma", other: "Vma") -> None:
+        """Put it in right behind ``other``, which starts where it does: vma_interval_tree_insert_after()."""
+        before = list(self._vmas)
+        before.insert(before.index(other) + 1, vma)
+        self._vmas = dict.fromkeys(before)
+        self._ordered = None
+
+    def over(self, first: int, last: int) -> list["Vma"]:
+        """The VMAs that overlap the page offsets first..last, in tree order."""
+        if self._ordered is None:
+            self._ordered = sorted(self._vmas, key=_start)
+            self._starts = [vma.pgoff for vma in self._ordered]
+            # the highest end so far tells where to stop looking to the left
+            self._highest = list(accumulate((vma.pgoff + vma.end - vma.start for vma in self._ordered), max))
+        found = []
+        i = bisect_right(self._starts, last)
+        while i and self._highest[i - 1] > first:
+            i -= 1
+            if self._ordered[i].covers(first, last):
+                found.append(self._ordered[i])
+        found.reverse()
+        return found
+
+
+def _start(vma: "Vma") -> int:
+    return vma.pgoff
