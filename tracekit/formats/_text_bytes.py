@@ -241,9 +241,8 @@ class Vocabulary:
         self._lookup(hashes, codes)
         fresh = np.flatnonzero(codes < 0)
         if len(fresh):
-            _, first = np.unique(hashes[fresh], return_index=True)
-            for row in fresh[first].tolist():
-                self._learn(text.raw[starts[row] : ends[row]], hashes[row])
+            keys, first = np.unique(hashes[fresh], return_index=True)
+            self._learn([text.raw[starts[row] : ends[row]] for row in fresh[first].tolist()], keys)
             self._lookup(hashes, codes)
         wrong = self._differ(words, codes, starts, ends)
         for row in wrong.tolist():  # equal hashes, or long strings with equal beginnings
@@ -265,10 +264,10 @@ class Vocabulary:
             self.values.append(value)
         return code
 
-    def _learn(self, value: bytes, key: np.uint64) -> None:
-        place = int(np.searchsorted(self._hashes, key))
-        self._hashes = np.insert(self._hashes, place, key)
-        self._codes = np.insert(self._codes, place, self._code(value))
+    def _learn(self, values: list[bytes], keys: Words) -> None:
+        place = np.searchsorted(self._hashes, keys)
+        self._hashes = np.insert(self._hashes, place, keys)
+        self._codes = np.insert(self._codes, place, [self._code(value) for value in values])
 
     def _differ(self, words: list[Words], codes: np.ndarray, starts: Places, ends: Places) -> Places:
         """Rows whose string is not that of their code."""
