@@ -4,8 +4,11 @@
     python tests/fuzz/fuzz.py perf_data --seconds 1800
 
 Whatever the bytes, ingest may end in a trace directory or in a TracekitError; anything else is a find, and so is a
-directory left behind, an input that takes 20 s or one that takes 1 GB. Finds are kept (one input per traceback) and the
+directory left behind, an input that takes 20 s or one that takes 2 GB. Finds are kept (one input per traceback) and the
 run goes on; exit status 1 says that there were some. The seeds are fixtures and the shared captures.
+
+Inside of libFuzzer a process grows by half a megabyte per execution, outside by a tenth of that: before it takes
+too much, a run starts itself anew and goes on from its corpus.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -26,7 +30,8 @@ import atheris
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "captures"
 SEED_BYTES = 400_000
-SECONDS_EACH, BYTES_EACH = 20, 1 << 30
+SECONDS_EACH = 20
+LIMIT_BYTES, ANEW_PAGES = 3 << 30, (1 << 30) // 4096
 SEEDS = {
     "perf_data": [*ROOT.glob("fixtures/*/perf.data"), *SHARED.glob("*/rec.perf-*/perf.*")],
     "trace_dat": sorted(SHARED.glob("*/*/trace.dat"), key=lambda path: path.stat().st_size)[:12],
@@ -51,12 +56,11 @@ with atheris.instrument_imports(include=["tracekit"]):
 class Run:
     """One fuzzing run: where it works, how long, what it found."""
 
-    def __init__(self, reader: str, seconds: float, finds: Path, work: Path) -> None:
-        self.reader, self.finds, self.work = reader, finds, work
-        self.end = time.monotonic() + seconds
-        self.executions = 0
-        self.read = 0
-        self.seen: set[str] = set()
+    def __init__(self, args: argparse.Namespace, corpus: Path, work: Path) -> None:
+        self.reader, self.finds, self.corpus, self.work = args.reader, args.finds, corpus, work
+        self.end = time.monotonic() + args.seconds
+        self.executions, self.read = args.done
+        self.seen = {path.stem.partition("-")[2] for path in self.finds.glob(f"{self.reader}-*.txt")}
 
     def one(self, data: bytes) -> None:
         """Ingest ``data``."""
@@ -66,6 +70,8 @@ class Run:
             )
             shutil.rmtree(self.work, ignore_errors=True)
             os._exit(1 if self.seen else 0)  # libFuzzer has no other way out
+        if self.executions % 64 == 0 and int(Path("/proc/self/statm").read_text().split()[1]) > ANEW_PAGES:
+            self.start_anew()
         self.executions += 1
         source, out = self.work / "input", self.work / "out.tracekit"
         source.write_bytes(data)
@@ -85,6 +91,14 @@ class Run:
             self.keep(data, f"left behind: {left}")
             for name in left:
                 shutil.rmtree(self.work / name, ignore_errors=True)
+
+    def start_anew(self) -> None:
+        """Become a new process that goes on from the corpus."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        shutil.rmtree(self.work, ignore_errors=True)
+        options = ["--seconds", self.end - time.monotonic(), "--finds", self.finds, "--corpus", self.corpus]
+        done = ["--done", self.executions, self.read]
+        os.execv(sys.executable, [sys.executable, *map(str, [sys.argv[0], self.reader, *options, *done])])
 
     def keep(self, data: bytes, what: str) -> None:
         """Keep an input that shows something new."""
@@ -131,23 +145,30 @@ def _place(data: bytearray, chance: random.Random) -> int:
     return size - 1 - chance.randrange(window) if where < 0.6 else chance.randrange(size)
 
 
+def _seeds(reader: str) -> Path:
+    corpus = Path(tempfile.mkdtemp(prefix="tracekit-corpus-"))
+    for number, seed in enumerate(path for path in SEEDS[reader] if path.is_file()):
+        content = seed.read_bytes()
+        content = content[:20_000] if reader in TEXT else content
+        if len(content) <= SEED_BYTES:
+            (corpus / f"{number}").write_bytes(content)
+    return corpus
+
+
 def main() -> None:
     """Fuzz the reader that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reader", choices=sorted(SEEDS))
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--finds", type=Path, default=Path("finds"))
+    parser.add_argument("--corpus", type=Path, help="start from these inputs, and add to them")
+    parser.add_argument("--done", type=int, nargs=2, default=[0, 0], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.finds.mkdir(exist_ok=True, parents=True)
     work = Path(tempfile.mkdtemp(prefix="tracekit-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-    corpus = Path(tempfile.mkdtemp(prefix="tracekit-corpus-"))
-    for number, seed in enumerate(path for path in SEEDS[args.reader] if path.is_file()):
-        content = seed.read_bytes()
-        content = content[:20_000] if args.reader in TEXT else content
-        if len(content) <= SEED_BYTES:
-            (corpus / f"{number}").write_bytes(content)
-    resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
-    run = Run(args.reader, args.seconds, args.finds, work)
+    corpus = args.corpus or _seeds(args.reader)
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
+    run = Run(args, corpus, work)
     options = [sys.argv[0], str(corpus), f"-max_len={SEED_BYTES}", "-timeout=60", "-rss_limit_mb=4096", "-verbosity=0"]
     atheris.Setup(options, run.one, custom_mutator=mutate)
     atheris.Fuzz()
