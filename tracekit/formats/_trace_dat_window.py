@@ -108,7 +108,9 @@ class _Cpu:
         """``events`` are what waits for the next window."""
         self.add(events)
         page = events.at // page_bytes
-        self.pages = page[np.flatnonzero(np.diff(page, prepend=-1))]
+        self.pages = page[
+            np.concatenate((np.zeros(1, np.int64), 1 + np.flatnonzero(page[1:] != page[:-1])))[: len(page)]
+        ]
 
     def before(self, horizon: int) -> int:
         """How many of those that wait come before ``horizon``."""
@@ -180,9 +182,10 @@ class Windows:
                 continue
             count = len(cpu.pages)
             arena[first * page_bytes : (first + count) * page_bytes].reshape(count, page_bytes)[:] = old[cpu.pages]
-            at = cpu.waiting.at
-            page = np.searchsorted(cpu.pages, at // page_bytes) + first
-            cpu.waiting = cpu.waiting._replace(at=page * page_bytes + at % page_bytes)
+            page = cpu.waiting.at // page_bytes
+            moved = np.zeros(len(old), np.int64)
+            moved[cpu.pages] = (np.arange(first, first + count) - cpu.pages) * page_bytes
+            cpu.waiting = cpu.waiting._replace(at=cpu.waiting.at + moved.take(page))
             cpu.pages = np.arange(first, first + count)
             first += count
         return first * page_bytes
