@@ -107,8 +107,7 @@ def ingest(
     if as_json:
         _print_json(trace.manifest)
     else:
-        rows = [trace.rows(event) for event in trace.event_names]
-        _say(f"{trace.path}: {sum(rows):,} records of {sum(1 for one in rows if one)} events")
+        _say(f"{trace.path}: {trace.size}")
     _leave(trace, max_loss)
 
 

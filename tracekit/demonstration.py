@@ -32,7 +32,7 @@ def run(out: Path | None, say: Callable[[str], None]) -> None:
             raise OutputError(f"{out or tempfile.gettempdir()}: cannot be written: {error.strerror}") from error
         say(f"$ tracekit ingest {capture.name}")
         trace = open_trace(ingest(capture))
-        say(f"{sum(trace.rows(event) for event in trace.event_names):,} records of {len(trace.event_names)} events\n")
+        say(f"{trace.size}\n")
         policies = ["counter_early_exit", "counter_early_exit:counter=posted"]
         say(f"$ tracekit replay {capture.name}.tracekit {' '.join('--policy ' + one for one in policies)}")
         result = pipeline.run(trace, policies)

@@ -41,6 +41,12 @@ class Trace:
         table: dict[str, int] = self.manifest["tables"].get(f"events/{event.replace(':', '/', 1)}", {})
         return table.get("rows", 0)
 
+    @property
+    def size(self) -> str:
+        """``1,751 records of 35 events``; events that were switched on but never fired are none of them."""
+        rows = [self.rows(event) for event in self.event_names]
+        return f"{sum(rows):,} records of {sum(1 for one in rows if one)} events"
+
     def events(self, event: str) -> pl.LazyFrame:
         """All records of ``system:event``, sorted by (time_ns, cpu, seq).
 
