@@ -20,7 +20,7 @@ class FilteredSink(NamedTuple):
 
     def append(self, table: str, batch: pa.RecordBatch) -> None:
         """See tracekit.formats.Sink."""
-        if table.startswith(("events/", "samples/")):
+        if table.startswith(("events/", "samples/")) or "/events/" in table:  # of an instance
             keep = self._wanted(batch)
             if not keep.all():
                 index = _columns.numbers(np.flatnonzero(keep))
