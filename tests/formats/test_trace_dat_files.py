@@ -2,7 +2,9 @@
 
 import json
 import struct
+from pathlib import Path
 
+import jsonschema
 import polars as pl
 import pytest
 import ring_buffer_naive as naive
@@ -231,6 +233,18 @@ def test_windows_keep_the_order_of_all_cpus(read, monkeypatch):
         keys = rows.select("time_ns", "cpu", "seq").rows()
         assert keys == sorted(keys)
         assert rows["seq"].n_unique() == len(rows)
+
+
+def test_manifests_keep_to_their_schema_and_instances_to_what_is_asked_for(read):
+    w = Writer()
+    page = w.page(0, (10, w.same_name(7, 1)), (10, w.same_name(8, 2)), (5, w.entry(7, 1, 0)), missed=1)
+    manifest, table = read(File([Buffer({0: page}), Buffer({1: page}, "inner")]), from_ns=15, pids=frozenset({8}))
+    schema = json.loads((Path(__file__).parents[2] / "schemas/manifest.schema.json").read_text())
+    jsonschema.validate(manifest, schema)
+    for root in ("", "instances/inner/"):
+        assert table(f"{root}events/test/same_name")["a"].to_list() == [2]
+    assert manifest["tables"]["instances/inner/lost"]["rows"] == 1
+    assert manifest["tables"]["function_graph"]["rows"] == 1
 
 
 def test_only_the_events_asked_for(read):
