@@ -18,6 +18,8 @@ from tracekit._columns import numbers
 ROW_GROUP_BYTES = 16 << 20
 ROW_GROUP_ROWS = 1 << 18
 BUDGET_BYTES = 48 << 20
+DIRECT_ROWS = 1 << 15
+"""Batches of so many rows go to the disk at once: who makes them has put them together from many."""
 MERGE_ROWS = 1 << 15
 STATISTICS = ("time_ns", "cpu", "pid", "tid", "seq")  # of all columns they would cost 15 % of writing
 KEYS = ("time_ns", "cpu", "seq")
@@ -109,6 +111,8 @@ class _Table:
         if self._buffered_rows >= ROW_GROUP_ROWS or self.buffered_bytes >= ROW_GROUP_BYTES:
             # rows out of order are seldom more than one batch late: the last stays, to take them in
             self.flush(keep_last=len(self._batches) > 1)
+        elif batch.num_rows >= DIRECT_ROWS:
+            self.flush(keep_last=False)
 
     def _in_time(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Put aside what comes before rows already written; notes whether the rest is in order."""

@@ -1,7 +1,7 @@
 """The raw bytes of many events of one format → typed columns."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +41,33 @@ class Rows(NamedTuple):
         strided: np.ndarray = np.ndarray((count,), dtype, self.matrix.data, self.origin + offset, (width,))
         return np.ascontiguousarray(strided)
 
+    def block(self, offset: int, size: int) -> np.ndarray:
+        """``size`` bytes of each event's data, contiguous."""
+        place = self.origin + offset
+        return np.ascontiguousarray(self.matrix[:, place : place + size])
+
+
+class RowParts(NamedTuple):
+    """Rows in several pieces: columns are put together from these, as whole rows are dearer to put together."""
+
+    parts: Sequence[Rows]
+
+    def column(self, offset: int, dtype: np.dtype) -> np.ndarray:
+        """The number at ``offset`` of each event's data: 1 ns each."""
+        if len(self.parts) == 1:
+            return self.parts[0].column(offset, dtype)
+        column = np.empty(sum(len(part.matrix) for part in self.parts), dtype)
+        row = 0
+        for matrix, origin in self.parts:
+            count, width = matrix.shape
+            column[row : row + count] = np.ndarray((count,), dtype, matrix.data, origin + offset, (width,))
+            row += count
+        return column
+
+    def block(self, offset: int, size: int) -> np.ndarray:
+        """``size`` bytes of each event's data, contiguous."""
+        return np.concatenate([part.block(offset, size) for part in self.parts])
+
 
 class Raws(NamedTuple):
     """The whole of the same events: ``data[at[i]:at[i] + size[i]]``."""
@@ -48,6 +75,10 @@ class Raws(NamedTuple):
     data: Bytes
     at: Places
     size: Places
+
+
+NO_RAWS = Raws(np.empty(0, np.uint8), np.empty(0, np.int64), np.empty(0, np.int64))
+"""For events without variable data."""
 
 
 class _Companion:
@@ -91,6 +122,8 @@ class EventRows:
     def __init__(self, event: EventFormat) -> None:
         self.event = event
         self.row_bytes = max(event.fixed_size, 8)
+        self.dynamic = any(field.dynamic for field in event.fields)
+        """Whether ``decode`` needs more than rows."""
         self._columns = _column_names(event)
         by_name = {namer.field: namer for namer in namers(event.print_fmt)}
         taken = set(self._columns.values())
@@ -100,7 +133,7 @@ class EventRows:
             if field.name in by_name and _is_number(field) and self._columns[field.name] + "_name" not in taken
         }
 
-    def decode(self, rows: Rows, raws: Raws, count: Count) -> Named:
+    def decode(self, rows: Rows | RowParts, raws: Raws, count: Count) -> Named:
         """Columns of the events in ``rows``; what is variable in them is taken from ``raws``.
 
         ``raws.size`` must be at least ``row_bytes``. ``count`` is told of anomalies.
@@ -141,11 +174,10 @@ def _integer(size: int, *, signed: bool) -> np.dtype:
     return np.dtype(f"{'i' if signed else 'u'}{size}")
 
 
-def _take(rows: Rows, field: Field) -> np.ndarray:
+def _take(rows: Rows | RowParts, field: Field) -> np.ndarray:
     """The bytes of ``field``, contiguous; as integers if it is one."""
     if not _is_number(field):
-        place = rows.origin + field.offset
-        return np.ascontiguousarray(rows.matrix[:, place : place + field.size])
+        return rows.block(field.offset, field.size)
     values = rows.column(field.offset, _integer(field.size, signed=field.signed and not field.address))
     return values.astype(np.uint64) if field.address and field.size != 8 else values
 
@@ -176,7 +208,7 @@ _UNSIGNED = frozenset({"unsigned", "u8", "u16", "u32", "u64", "__u8", "__u16", "
 # the format's "signed:" is that of the word that says where the array is
 
 
-def _dynamic(rows: Rows, raws: Raws, field: Field, count: Count) -> pa.Array:
+def _dynamic(rows: Rows | RowParts, raws: Raws, field: Field, count: Count) -> pa.Array:
     """Variable data: the field holds length << 16 | offset. Null where that points outside of the event."""
     place = rows.column(field.offset, np.dtype(np.uint32)).astype(np.int64)
     begin = place & 0xFFFF

@@ -10,6 +10,7 @@ all streams have passed goes out.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -22,7 +23,7 @@ from tracekit.formats import ReadOptions, Sink, Truncation
 from tracekit.formats import _perf_sideband as sideband
 from tracekit.formats._comm import CommHistory
 from tracekit.formats._perf_callchain import CallchainIds
-from tracekit.formats._perf_decode import Decoder, Samples, Window
+from tracekit.formats._perf_decode import Decoder, Samples, Window, by_event, tids
 from tracekit.formats._perf_events import PerfEvent, perf_events
 from tracekit.formats._perf_header import PerfHeader
 from tracekit.formats._perf_ids import UNKNOWN, EventIds
@@ -60,6 +61,7 @@ class Walk:
         self._swapped = header.order == ">"
         self._packed = pipe is not None or "compression" in header.features or not header.data_complete
         self._lock = threading.Lock()
+        self.decoder = Decoder(sink, self.count, swapped=self._swapped)
         self._select = Selection(options)
         self._next_flush = 0  # perf's ordered_events.next_flush
         self._max_time = 0
@@ -75,7 +77,7 @@ class Walk:
         self.events = perf_events(header, self.events)
         wanted = np.array([event.wanted(self.options.events) for event in self.events])
         self.ids = EventIds(header.attrs, wanted)
-        self.decoder = Decoder(self.sink, self.count, swapped=self._swapped)
+        self._owners = Counter(event.table for event in self.events)
 
     def count(self, kind: str, number: int = 1) -> None:
         """Count an anomaly; from any thread."""
@@ -121,14 +123,12 @@ class Walk:
             )
             _finish(pending)
             self.sink.settle()
-            if pool is None:
-                for task in tasks:
-                    task()
-            else:
-                pending[:] = [pool.submit(task) for task in tasks]
+            _start([*self.decoder.excess(), *tasks], pool, pending)
             if self.options.progress is not None and total:
                 done = sum(source.feed.place for source in stream.sources) - start
                 self.options.progress(min(done, total), total)
+        _finish(pending)
+        _start(self.decoder.rest(), pool, pending)
         _finish(pending)
 
     # --- finding the records ---------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Walk:
             to_native(words, chain.starts, self.ids)
         if chain.skip_bytes and self._kind_of_last(words, chain.starts) == AUXTRACE:
             self.tally.auxtrace_bytes += chain.skip_bytes
-        return chain.starts, cut, chain.problem
+        return self.ids.drop_unwanted(words, chain.starts), cut, chain.problem
 
     def _take_header(self, words: Words, segment: Segment, starts: Starts, cut: Cut) -> Cut:
         assert self._pipe is not None
@@ -352,21 +352,21 @@ class Walk:
         """What is left to do with the samples: one task for each table, the largest first."""
         comms = self.comms.window()
         chain_ids = self.chains.ids(words, samples.starts, samples.ends, samples.event, self.ids.layouts)
-        window = Window(words, samples, comms, chain_ids)
-        narrow = samples.event.astype(np.int16 if len(self.events) < 1 << 15 else np.int64)  # 16 bits: radix sort
-        order = np.argsort(narrow, kind="stable")
-        counts = np.bincount(samples.event, minlength=len(self.events))
-        ends = np.cumsum(counts).tolist()
-        tables: dict[str, list[tuple[PerfEvent, np.ndarray]]] = {}
-        for number in np.flatnonzero(counts).tolist():
-            event = self.events[number]
-            tables.setdefault(event.table, []).append((event, order[ends[number] - int(counts[number]) : ends[number]]))
-        work = sorted(tables.values(), key=lambda parts: -sum(len(mine) for _, mine in parts))
+        order = by_event(words, samples, self.ids)
+        samples = samples.take(order)
+        codes = comms.codes(tids(words, samples, self.ids), samples.time_ns)
+        window = Window(words, samples, codes, comms.names, None if chain_ids is None else chain_ids.take(order))
+        edges = np.searchsorted(samples.event, np.arange(len(self.events) + 1)).tolist()
+        tables: dict[str, list[tuple[PerfEvent, slice]]] = {}
+        for event, begin, end in zip(self.events, edges[:-1], edges[1:], strict=True):
+            if begin < end:
+                tables.setdefault(event.table, []).append((event, slice(begin, end)))
+        work = sorted(tables.values(), key=lambda parts: -sum(mine.stop - mine.start for _, mine in parts))
         return [partial(self._decode_table, window, parts) for parts in work]
 
-    def _decode_table(self, window: Window, parts: list[tuple[PerfEvent, np.ndarray]]) -> None:
+    def _decode_table(self, window: Window, parts: list[tuple[PerfEvent, slice]]) -> None:
         for event, mine in parts:
-            self.decoder.decode(window, event, mine)
+            self.decoder.decode(window, event, mine, put_by=self._owners[event.table] == 1)
 
 
 def _is_last(window: Read, cuts: list[Cut]) -> bool:
@@ -381,6 +381,14 @@ def _is_last(window: Read, cuts: list[Cut]) -> bool:
 def _unread(feed: object) -> int:
     """Bytes that are left in a feed; a pipe is read to its end, that they may be counted."""
     return int(getattr(feed, "bytes_left", 0)) or int(feed.skip(1 << 62))  # type: ignore[attr-defined]
+
+
+def _start(tasks: list[Callable[[], None]], pool: ThreadPoolExecutor | None, pending: list[Future[None]]) -> None:
+    if pool is not None:
+        pending[:] = [pool.submit(task) for task in tasks]
+        return
+    for task in tasks:
+        task()
 
 
 def _finish(pending: list[Future[None]]) -> None:
