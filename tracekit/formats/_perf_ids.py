@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracekit.formats._perf_attr import Attr
-from tracekit.formats._perf_index import SamplePattern, Starts, Words
+from tracekit.formats._perf_index import SAMPLE, SamplePattern, Starts, Words
 from tracekit.formats._perf_sample import SampleLayout, layout_of, word_of
 
 UNKNOWN = -1
@@ -40,11 +40,15 @@ class EventIds:
         low, high = (pairs[0][0], pairs[-1][0]) if pairs else (0, 0)
         id_word = 0 if self._single else self._sample_id
         self.pattern = SamplePattern(int(self.fixed_words.min()), id_word, low, high)
+        self._known_places: dict[tuple[str, bool], Numbers] = {}
         self._dense: Numbers | None = None
+        self._kept: Mask | None = None  # by id: whether its samples are wanted, or of no event
         if pairs and high < _DENSE_IDS:
             self._dense = np.full(high + 2, UNKNOWN, np.int64)
             self._dense[self._numbers.astype(np.int64)] = self._events
             self._dense[0] = 0  # perf: id 0 is the first event
+            if not wanted.all():
+                self._kept = (self._dense == UNKNOWN) | wanted[self._dense]
 
     def event_of(self, numbers: Words) -> Numbers:
         """Event of each id; UNKNOWN if there is none."""
@@ -76,14 +80,32 @@ class EventIds:
 
     def sample_word(self, words: Words, starts: Starts, event: Numbers, part: str, default: np.uint64 = _ZERO) -> Words:
         """The word of each sample that holds ``part``; ``default`` where it has none."""
-        places = {layout.words.get(part, 0) for layout in self.layouts}
-        if len(places) == 1:
-            place = places.pop()
-            return word_of(words, starts, place) if place else np.full(len(starts), default, np.uint64)
-        each = np.array([layout.words.get(part, 0) for layout in self.layouts], np.int64)[event]
-        return np.where(each == 0, default, words[starts + each])
+        each = self._places(part, trailer=False)
+        first = int(each[0])
+        if (each == first).all():
+            return word_of(words, starts, first) if first else np.full(len(starts), default, np.uint64)
+        place = each[event]
+        return np.where(place == 0, default, words[starts + place])
 
     def trailer_word(self, words: Words, ends: Starts, event: Numbers, part: str, default: int) -> Words:
         """The word of each record's trailer that holds ``part``."""
-        each = np.array([layout.trailer.get(part, 0) for layout in self.layouts], np.int64)[event]
+        each = self._places(part, trailer=True)[event]
         return np.where(each == 0, np.uint64(default), words[ends - each])
+
+    def _places(self, part: str, *, trailer: bool) -> Numbers:
+        """Where ``part`` is in the samples, or in the trailers, of each event; 0: nowhere."""
+        found = self._known_places.get((part, trailer))
+        if found is None:
+            parts = (layout.trailer if trailer else layout.words for layout in self.layouts)
+            found = self._known_places[part, trailer] = np.array([one.get(part, 0) for one in parts], np.int64)
+        return found
+
+    def drop_unwanted(self, words: Words, starts: Starts) -> Starts:
+        """``starts`` of records without the samples that are not wanted, as cheaply as can be."""
+        if self._single or self._kept is None:
+            return starts
+        numbers = word_of(words, starts, self._sample_id)
+        last = np.uint64(len(self._kept) - 1)
+        keep = self._kept.take(np.minimum(numbers, last).view(np.int64), mode="clip")
+        keep |= words.view(np.uint32)[::2].take(starts, mode="clip") != SAMPLE
+        return starts[keep]

@@ -167,7 +167,7 @@ class Walk:
             to_native(words, chain.starts, self.ids)
         if chain.skip_bytes and self._kind_of_last(words, chain.starts) == AUXTRACE:
             self.tally.auxtrace_bytes += chain.skip_bytes
-        return chain.starts, cut, chain.problem
+        return self.ids.drop_unwanted(words, chain.starts), cut, chain.problem
 
     def _take_header(self, words: Words, segment: Segment, starts: Starts, cut: Cut) -> Cut:
         assert self._pipe is not None
