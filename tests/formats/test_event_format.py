@@ -127,6 +127,14 @@ def test_a_field_beyond_any_record_is_refused():
         parse_format("s", Event(1, "s", "e", (("int a", 1 << 40, 4, 1),)).text)
 
 
+@pytest.mark.parametrize("kind", ["__data_loc char[]", "__rel_loc u32[]"])
+def test_a_place_in_less_than_four_bytes_is_refused(kind):
+    """Found by changing formats at random: four bytes were read from behind the event."""
+    with pytest.raises(FormatTextError, match="3 bytes"):
+        parse_format("s", Event(1, "s", "e", ((f"{kind} a", 8, 3, 0),)).text)
+    assert parse_format("s", Event(1, "s", "e", ((f"{kind} a", 8, 16, 0),)).text).fields[0].dynamic
+
+
 def test_all_formats_at_hand_parse_and_nearly_all_names_are_found():
     paths = sorted((CAPTURES / "formats").glob("*/*/*/format"))
     if not paths:

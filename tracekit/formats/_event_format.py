@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 MAX_FIELDS = 256  # the largest kernel event has some 60
 MAX_EVENT_BYTES = 1 << 16  # a perf record's size is 16 bits
+PLACE_BYTES = 4  # u16 length and u16 offset of variable data
 
 _FIELD = re.compile(
     r"^\s*field:\s*(?P<decl>[^;]*);\s*offset:(?P<offset>\d+);\s*size:(?P<size>\d+);(?:\s*signed:(?P<signed>[01]);)?"
@@ -71,7 +72,7 @@ def parse_format(system: str, text: str) -> EventFormat:
     """Parse one ``format`` file.
 
     Raises:
-        FormatTextError: no name, no ID, or a field that lies nowhere.
+        FormatTextError: no name, no ID, or a field that lies nowhere or cannot hold what its type says.
     """
     name, number = name_and_id(text)
     head, _, print_fmt = text.partition("print fmt:")
@@ -107,4 +108,7 @@ def _parse_field(line: str) -> Field | None:
         raise FormatTextError(f"field {declared['name']!r} ends at {offset + size}")
     # kernels before 2.6.36 print no "signed:"
     signed = found["signed"] == "1"
-    return Field(declared["name"], declared["type"].strip(), offset, size, signed, declared["array"] or "")
+    field = Field(declared["name"], declared["type"].strip(), offset, size, signed, declared["array"] or "")
+    if field.dynamic and size < PLACE_BYTES:
+        raise FormatTextError(f"field {field.name!r} has {size} bytes, too few for a place")
+    return field
