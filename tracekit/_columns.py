@@ -132,6 +132,8 @@ def lists(values: np.ndarray, offsets: np.ndarray, valid: Mask | None = None) ->
 def fixed_bytes(values: np.ndarray) -> pa.Array:
     """Byte strings of equal length, from a two-dimensional array of bytes."""
     flat = np.ascontiguousarray(values, np.uint8)
+    if values.shape[1] == 0:  # Parquet has no such type
+        return _variable(pa.binary(), flat, np.zeros(len(values) + 1, np.int64), None)
     return pa.Array.from_buffers(pa.binary(values.shape[1]), len(values), [None, pa.py_buffer(flat)], 0)
 
 

@@ -157,6 +157,17 @@ def test_call_ends_too_short_for_their_format(tmp_path):
     assert manifest["anomalies"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_field_of_no_bytes(kind, tmp_path):
+    """Found by changing formats at random: the trace could not be written."""
+    w = Writer(KINDS[kind].get("order", "<"))
+    data = build(File([Buffer({0: w.page(0, (1, w.value(7, 1, 2)))})], **{**KINDS[kind], "codec": "none"}))
+    manifest = _ingest(data.replace(b"u16 many[3];\toffset:24;\tsize:6", b"u16 many[3];\toffset:24;\tsize:0"), tmp_path)
+    assert manifest is not None
+    assert manifest["tables"]["events/test/value"]["rows"] == 1
+    assert manifest["anomalies"] == {}
+
+
 @pytest.mark.parametrize("offset", [1 << 40, (1 << 63) - 8, 1 << 63, (1 << 64) - 1])
 @pytest.mark.parametrize("kind", KINDS)
 def test_data_of_a_cpu_that_stands_nowhere(kind, offset, tmp_path):
