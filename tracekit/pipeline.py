@@ -84,9 +84,16 @@ def _counts(facts: Replay, spec: str, judgement: Judgement) -> pl.DataFrame:
     )
 
 
-def _is_of(directory: Path, file: Path) -> bool:
-    """Whether ``directory`` was made from ``file`` as it is now, by name, size and age."""
-    trace = open_trace(directory)
-    source, now = trace.manifest["source"], file.stat()
-    younger = (directory / "manifest.json").stat().st_mtime >= now.st_mtime
-    return bool(source["name"] == file.name and source["size_bytes"] == now.st_size and younger)
+def _is_of(directory: Path, source: Path) -> bool:
+    """Whether ``directory`` was made from all of ``source`` as it is now, by name, size and age."""
+    manifest = open_trace(directory).manifest
+    files = [source / "data", *source.glob("data.*")] if source.is_dir() else [source]
+    try:
+        parts = [part.stat() for part in files]
+    except OSError:
+        return False
+    size = sum(part.st_size for part in parts)
+    younger = (directory / "manifest.json").stat().st_mtime >= max(part.st_mtime for part in parts)
+    known = manifest["source"]
+    chosen = any(value not in (None, []) for value in manifest.get("filters", {}).values())
+    return bool(known["name"] == source.name and known["size_bytes"] == size and younger and not chosen)

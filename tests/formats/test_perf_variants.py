@@ -18,6 +18,7 @@ import zstandard
 from oracle import CAPTURES, read_script
 from test_perf_corpus import _by_event, _compare
 
+from tracekit import pipeline
 from tracekit.errors import TracekitError, UsageError
 from tracekit.formats import _perf_feed, _perf_stream
 from tracekit.ingest import ingest
@@ -341,6 +342,18 @@ def test_cut_stream_names_its_file_and_a_missing_one_is_counted(tmp_path):
     shutil.rmtree(tmp_path / "trace")
     (folder / "data.1").unlink()
     assert manifest_of(ingest(folder, tmp_path / "trace"))["anomalies"]["data_file_missing"] == 1
+
+
+def test_a_trace_directory_beside_stands_for_the_whole_source_only(tmp_path):
+    folder = directory(tmp_path, [b"".join(syn.sample(time) for time in range(1, 100))])
+    beside = ingest(folder, events=["nothing:*"])
+    assert pipeline.load(folder).path != beside
+    assert pipeline.load(folder).rows("test:event") == 99
+    ingest(folder, force=True)
+    assert pipeline.load(folder).path == beside
+    with (folder / "data.0").open("ab") as file:
+        file.write(syn.sample(100))
+    assert pipeline.load(folder).rows("test:event") == 100
 
 
 # --- live --------------------------------------------------------------------------------------------------------

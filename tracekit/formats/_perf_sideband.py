@@ -202,7 +202,12 @@ def write_maps(records: Records, sink: Sink) -> None:
 def write_losses(
     records: Records, losses: Losses, events: list[str], event_of_id: Callable[[np.ndarray], np.ndarray], sink: Sink
 ) -> None:
-    """LOST and LOST_SAMPLES → ``lost``."""
+    """LOST and LOST_SAMPLES → ``lost``.
+
+    ``time_ns`` is when the loss was noticed, ``from_ns`` the time of the last record of that CPU that was kept before
+    it: what was lost lies in between. Null: nothing was kept before, or, for LOST_SAMPLES, which perf reads at the
+    end, nobody knows when in the whole trace it was.
+    """
     for kind in (LOST, LOST_SAMPLES):
         mine = records.of(kind)
         if kind == LOST_SAMPLES:
