@@ -7,8 +7,8 @@ Whatever the bytes, ingest may end in a trace directory or in a TracekitError; a
 directory left behind, an input that takes 20 s or one that takes 2 GB. Finds are kept (one input per traceback) and the
 run goes on; exit status 1 says that there were some. The seeds are fixtures and the shared captures.
 
-Inside of libFuzzer a process grows by half a megabyte per execution, outside by a tenth of that: before it takes
-too much, a run starts itself anew and goes on from its corpus.
+Inside of libFuzzer a process grows by megabytes for each input that shows something new, which it does not outside:
+before that is too much, a run starts itself anew and goes on from some of its corpus.
 """
 
 import argparse
@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "captures"
 SEED_BYTES = 400_000
 SECONDS_EACH = 20
+KEPT_UNITS = 64
 LIMIT_BYTES, ANEW_PAGES = 3 << 30, (1 << 30) // 4096
 SEEDS = {
     "perf_data": [*ROOT.glob("fixtures/*/perf.data"), *SHARED.glob("*/rec.perf-*/perf.*")],
@@ -93,7 +94,10 @@ class Run:
                 shutil.rmtree(self.work / name, ignore_errors=True)
 
     def start_anew(self) -> None:
-        """Become a new process that goes on from the corpus."""
+        """Become a new process that goes on from some of the corpus: all of it would fill the memory again."""
+        units = sorted(self.corpus.iterdir())
+        for unit in random.sample(units, max(len(units) - KEPT_UNITS, 0)):
+            unit.unlink()
         signal.setitimer(signal.ITIMER_REAL, 0)
         shutil.rmtree(self.work, ignore_errors=True)
         options = ["--seconds", self.end - time.monotonic(), "--finds", self.finds, "--corpus", self.corpus]
@@ -161,7 +165,7 @@ def main() -> None:
     parser.add_argument("reader", choices=sorted(SEEDS))
     parser.add_argument("--seconds", type=float, default=1800)
     parser.add_argument("--finds", type=Path, default=Path("finds"))
-    parser.add_argument("--corpus", type=Path, help="start from these inputs, and add to them")
+    parser.add_argument("--corpus", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--done", type=int, nargs=2, default=[0, 0], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.finds.mkdir(exist_ok=True, parents=True)
