@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import resource
 import struct
 import zlib
@@ -180,3 +181,21 @@ def test_data_of_a_cpu_that_stands_nowhere(kind, offset, tmp_path):
     assert manifest is not None
     assert manifest["anomalies"] == {"cpu_data_cut": 1}
     assert manifest["tables"] == {}
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_damaged_formats(order, tmp_path):
+    """Any digit of a field's offset or size may be another."""
+    w = Writer(order)
+    items = [
+        w.value(7, 1, 2), w.stack(7, 1, 2), w.mark(8, "mark"), w.entry(7, 5, 0), w.exit(7, 5, 0, 1, 2),
+        w.bprint(7, 0xFFFFFFFF82000000, bytes(8)), w.bputs(7, 1), w.function(7, 1, 2),
+    ]  # fmt: skip
+    data = build(File([Buffer({0: w.page(0, *((1, item) for item in items))})], order=order))
+    places = [found.end() - 1 for found in re.finditer(rb"(?:size|offset):\d", data)]
+    random.seed(17)
+    for _ in range(60):
+        broken = bytearray(data)
+        for place in random.sample(places, random.choice([1, 4, 15])):
+            broken[place] = random.choice(b"0123456789")
+        _ingest(bytes(broken), tmp_path)

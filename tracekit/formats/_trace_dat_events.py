@@ -23,6 +23,8 @@ _ADDRESSES = {"ip": "ip_name", "parent_ip": "parent_ip_name", "func": "func_name
 """Fields of ftrace's own events that hold an address of code, and the column with its name."""
 _STACKS = frozenset({"kernel_stack", "user_stack"})
 _I32 = np.dtype(np.int32)
+_WIDTHS = frozenset({4, 8})
+"""Of an address; a field of another size is no number, whatever its name."""
 
 
 class Events(NamedTuple):
@@ -111,10 +113,14 @@ class _Layout:
             self.tail = next((field for field in event.fields if field.name == "caller"), None)
         fixed = tuple(field for field in event.fields if field is not self.tail)
         self.rows = EventRows(event._replace(fields=fixed))
-        self.row_bytes = max(self.rows.row_bytes, self.tail.offset if self.tail else 0)
-        self.counter = next((f for f in fixed if stack and f.name == "size"), None)
-        self.text = next((f for f in fixed if event.name == "bputs" and f.name == "str" and f.size in {4, 8}), None)
-        self.addresses = [field for field in fixed if event.system == "ftrace" and field.name in _ADDRESSES]
+        # the place of variable data has four bytes, whatever a damaged format says
+        dynamic = max((field.offset + 4 for field in fixed if field.dynamic), default=0)
+        self.row_bytes = max(self.rows.row_bytes, dynamic, self.tail.offset if self.tail else 0)
+        self.counter = next((f for f in fixed if stack and f.name == "size" and f.size in _WIDTHS), None)
+        pointers = {field.name: field for field in fixed if event.system == "ftrace" and field.size in _WIDTHS}
+        self.text = pointers.get("str") if event.name == "bputs" else None
+        self.pattern = pointers.get("fmt") if event.name == "bprint" else None
+        self.addresses = [field for name, field in pointers.items() if name in _ADDRESSES]
         self.swaps = _swaps((*event.common, *fixed)) if big_endian else []
 
 
@@ -195,8 +201,8 @@ class Decoder(NamedTuple):
         begin, end = events.at + field.offset, events.at + events.size
         if layout.event.system == "ftrace" and layout.event.name == "print":
             return [(field.name, _line(events.arena, begin, end))]
-        if layout.event.name == "bprint":
-            texts = _bprint(self.symbols, rows, layout, events, self.big_endian)
+        if layout.pattern is not None:
+            texts = _bprint(self.symbols, rows, layout.pattern, events, field, self.big_endian)
             return [(field.name, _columns.texts(texts))]
         width = _width(field, layout)
         length = (end - begin) // width
@@ -216,13 +222,13 @@ class Decoder(NamedTuple):
         self.sink.append(table, pa.RecordBatch.from_arrays([array for _, array in columns], schema=schema))
 
 
-def _bprint(symbols: Symbols, rows: Rows, layout: _Layout, events: Events, big_endian: bool) -> list[str]:
+def _bprint(  # noqa: PLR0913, PLR0917 - where the parts of an event are
+    symbols: Symbols, rows: Rows, pointer: Field, events: Events, tail: Field, big_endian: bool
+) -> list[str]:
     from tracekit.formats._trace_dat_printk import format_binary  # noqa: PLC0415 - few traces have such events
 
-    pointer = next(field for field in layout.event.fields if field.name == "fmt")
     addresses = rows.column(pointer.offset, np.dtype(f"u{pointer.size}")).tolist()
-    assert layout.tail is not None
-    begin = (events.at + layout.tail.offset).tolist()
+    begin = (events.at + tail.offset).tolist()
     end = (events.at + events.size).tolist()
     data = events.arena.data
     order = ">" if big_endian else "<"
@@ -234,12 +240,13 @@ def _bprint(symbols: Symbols, rows: Rows, layout: _Layout, events: Events, big_e
 
 def _width(field: Field, layout: _Layout) -> int:
     """Bytes of an element of the field that fills the rest."""
+    longs = [other.size for other in layout.event.fields if "long" in other.type and other.size in _WIDTHS]
     if field.size:  # a stack: caller[8]
-        count = int(field.array.strip("[]") or 1)
-        return field.size // max(count, 1) or 8
+        length = field.array.strip("[]")
+        width = field.size // int(length) if length.isdecimal() and int(length) else 8
+        return width if width in _WIDTHS else 8
     if "long" in field.type or "*" in field.type:
-        pointer = next((other.size for other in layout.event.fields if "long" in other.type and other.size), 8)
-        return 8 if "long long" in field.type else pointer
+        return 8 if "long long" in field.type or not longs else longs[0]
     return {"char": 1, "u8": 1, "u16": 2, "short": 2, "u64": 8}.get(field.type.split()[-1] if field.type else "", 4)
 
 
