@@ -8,6 +8,7 @@ Source: lib/traceevent event-parse.c print_str_arg() (TEP_PRINT_FLAGS, TEP_PRINT
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 _TOKEN = re.compile(
@@ -75,6 +76,8 @@ class Namer(NamedTuple):
 def namers(print_fmt: str) -> list[Namer]:
     """One Namer for each field that ``print_fmt`` prints by name and this module understands."""
     found: dict[str, Namer] = {}
+    if "__print_" not in print_fmt:  # nine in ten: all system calls
+        return []
     try:
         arguments = _split(_tokens(print_fmt))
     except _NotUnderstoodError:
@@ -229,20 +232,49 @@ class _Parser:
             if kind != "string":
                 raise _NotUnderstoodError
             delimiter = text[1:-1]
-        table: list[tuple[int, str]] = []
-        while self.peek() == ",":
-            self.take()
-            self.take("{")
-            number = self.ternary()(0)
-            self.take(",")
-            shown_as = self.ternary()(0)
-            self.take("}")
-            if not isinstance(number, int):
-                raise _NotUnderstoodError
-            if isinstance(shown_as, str):  # else it is the {0, NULL} that ends some tables
-                table.append((number & _MASK, shown_as))
-        self.take(")")
+        end = self._closing()
+        table, fields = _table(tuple(self.tokens[self.position : end]))
+        self.fields |= fields
+        self.position = end + 1
         return _flags(shown, delimiter, table) if flags else _symbol(shown, table)
+
+
+    def _closing(self) -> int:
+        """Where the bracket that is open closes."""
+        depth = 0
+        for place in range(self.position, len(self.tokens)):
+            kind, text = self.tokens[place]
+            if kind == "op" and text in "({[":
+                depth += 1
+            elif kind == "op" and text in ")}]":
+                if depth == 0:
+                    return place
+                depth -= 1
+        raise _NotUnderstoodError
+
+
+@lru_cache(256)
+def _table(tokens: tuple[tuple[str, str], ...]) -> tuple[list[tuple[int, str]], frozenset[str]]:
+    """Values and their names, and the fields that occur in them.
+
+    Events share tables: that of the GFP flags takes 12 ms, and of the 75 events in a trace ten have it.
+    """
+    parser = _Parser(list(tokens))
+    table: list[tuple[int, str]] = []
+    while parser.peek() == ",":
+        parser.take()
+        parser.take("{")
+        number = parser.ternary()(0)
+        parser.take(",")
+        shown_as = parser.ternary()(0)
+        parser.take("}")
+        if not isinstance(number, int):
+            raise _NotUnderstoodError
+        if isinstance(shown_as, str):  # else it is the {0, NULL} that ends some tables
+            table.append((number & _MASK, shown_as))
+    if parser.position != len(tokens):
+        raise _NotUnderstoodError
+    return table, frozenset(parser.fields)
 
 
 def _integer(value: Value) -> int:
