@@ -6,6 +6,7 @@ import pytest
 import traces
 
 import tracekit
+from tracekit.machine import losses
 from tracekit.machine import replay as machine
 
 STEP_NS = 10
@@ -148,3 +149,33 @@ def test_the_window_goes_back_to_the_last_record_of_that_processor(tmp_path):
     replayed = replay(tmp_path, kept, [(late, 0)])
     assert replayed.episodes.filter(pl.col("task") == 7)["known"].to_list()[:2] == [True, False]
     assert not replayed.episodes.filter(pl.col("task") == 7)["known"].to_list()[-1]
+
+
+def test_the_reader_tells_when_a_loss_began(tmp_path):
+    events = told()
+    # long after the first call's walks were over, though nothing in the timeline shows its CPU meanwhile
+    begun, noticed = at(events, "syscalls:sys_enter_move_pages", 1) + 1, at(events, "kprobes:try_to_migrate", 1) - 1
+    directory = traces.write(tmp_path / "t", events, lost=[(noticed, 0)])
+    lost = pl.read_parquet(directory.path / "lost.parquet").with_columns(from_ns=pl.lit(begun, pl.Int64))
+    lost.write_parquet(directory.path / "lost.parquet")
+    replayed = machine.replay(directory)
+    windows = losses.lost_windows(directory, replayed.rows)
+    assert windows.rows() == [(0, begun, noticed)]
+
+
+@pytest.mark.parametrize(("counted", "last_is_known"), [(5, True), (6, False)])
+def test_what_no_lost_record_tells_of_was_lost_at_the_end(tmp_path, counted, last_is_known):
+    events = told(tail=False)
+    early = events[0].time_ns - 1
+    directory = traces.write(tmp_path / "t", events, lost=[(early, 0)])
+    pl.DataFrame(
+        {
+            "time_ns": [early, 0],
+            "cpu": [0, 0],
+            "from_ns": [early - 1, None],
+            "count": [5, counted],
+            "kind": ["lost", "lost_samples"],
+        },
+        schema_overrides={"cpu": pl.Int32, "count": pl.UInt64},
+    ).write_parquet(directory.path / "lost.parquet")
+    assert machine.replay(directory).episodes["known"].to_list() == [True, True, last_is_known]
