@@ -48,7 +48,7 @@ def text(document: dict[str, Any]) -> str:
     """``document`` of ``inspect`` for a terminal."""
     manifest = document["manifest"]
     machine, source, span = manifest["machine"], manifest["source"], manifest["time_range_ns"]
-    seconds = "unknown" if span["first"] is None else f"{(span['last'] - span['first']) / 1e9:.6f} s"
+    seconds = _duration(span, manifest["clock"].get("unit", "ns"))
     lines = [
         f"{source['name']}: {source['format']}, {source['size_bytes']:,} bytes, sha256 {source['sha256']}",
         f"kernel {machine['release'] or 'unknown'} {machine['arch'] or ''}, {machine['cpus'] or '?'} CPUs",
@@ -66,3 +66,11 @@ def text(document: dict[str, Any]) -> str:
     commands = {one["record"] for one in document["policies"] if one["record"]}
     lines += ["", "This records what is missing (as root):", *commands] if commands else []
     return "\n".join(lines)
+
+
+def _duration(span: dict[str, int | None], unit: str) -> str:
+    """How long the trace is; a clock that counts something else than nanoseconds says so."""
+    if span["first"] is None or span["last"] is None:
+        return "unknown"
+    length = span["last"] - span["first"]
+    return f"{length / 1e9:.6f} s" if unit == "ns" else f"{length:,} {unit}"
