@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 import tracekit
-from tracekit import resources, validation
+from tracekit import inspect, resources, validation
 
 SCHEMAS = {
     name: json.loads((resources.schemas() / f"{name}.schema.json").read_text()) for name in ("summary", "accuracy")
@@ -182,3 +182,11 @@ def test_the_error_of_a_slowdown_is_relative(tmp_path: Path, captures: dict[str,
     row = validation.validate([tmp_path])[0]
     assert row.predicted is not None
     assert row.error == pytest.approx(100 * (2.0 - row.predicted) / 2.0)
+
+
+def test_a_clock_that_counts_no_time_is_not_printed_as_time(ingested: Callable[..., Any]) -> None:
+    document = inspect.inspect(ingested("forkcow-c4-all"))
+    manifest = document["manifest"] | {"clock": {"name": "counter", "unit": "counts", "wall_offset_ns": None}}
+    span = manifest["time_range_ns"]
+    line = inspect.text(document | {"manifest": manifest}).splitlines()[2]
+    assert line == f"clock counter, {span['last'] - span['first']:,} counts"
