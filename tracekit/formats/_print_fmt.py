@@ -238,7 +238,6 @@ class _Parser:
         self.position = end + 1
         return _flags(shown, delimiter, table) if flags else _symbol(shown, table)
 
-
     def _closing(self) -> int:
         """Where the bracket that is open closes."""
         depth = 0
