@@ -17,7 +17,7 @@ PACKAGE = ROOT / "tracekit"
 
 # Low to high. A module imports from lines above its own; a package counts as one, and imports freely within.
 LAYERS = (
-    "errors",
+    "errors _process",
     "registry resources _columns",
     "formats _parquet",
     "ingest trace",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import tracekit
+from tracekit import _process
 from tracekit.errors import OutputError, TracekitError
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def demo(
 
 def main() -> None:
     """Entry point: one line on stderr for what is the input's or the request's fault, a traceback for a bug of ours."""
+    _process.settle()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # names of files need not be in the terminal's encoding
             stream.reconfigure(errors="backslashreplace")

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from tracekit import policies, recording, registry
 from tracekit.trace import Trace
 
 _FIDELITY = {None: "none: nothing migrated", "reconstructed": "reconstructed: VMA visits from the life cycle"}
@@ -10,6 +9,8 @@ _FIDELITY = {None: "none: nothing migrated", "reconstructed": "reconstructed: VM
 
 def inspect(trace: Trace) -> dict[str, Any]:
     """The manifest, and for each policy whether the trace allows it, what it lacks and how to record that."""
+    from tracekit import policies, recording, registry  # noqa: PLC0415 - they bring polars in; loss() needs none
+
     judged = []
     for name in registry.names("tracekit.policies"):
         needs = tuple(policies.describe(name)["needs"])

@@ -1,0 +1,28 @@
+"""What is set for the whole process of the command line; a program that imports tracekit decides for itself."""
+
+import ctypes
+import os
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # malloc.h
+_NEVER = 1 << 30
+
+
+def settle() -> None:
+    """Before numpy is imported."""
+    # OpenBLAS starts a thread for each further CPU, and nothing here is linear algebra: 0.03 s of CPU on two
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    _keep_memory()
+
+
+def _keep_memory() -> None:
+    """Have glibc keep what is freed: each window's arrays would be mapped, cleared by the kernel and unmapped anew.
+
+    Ingest of 1.1 GB: 128,000 page faults become 85,000, 0.2 s of system time; the peak stays the same. Other libraries
+    have no such function, or do nothing in it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return
+    for option, value in ((_MMAP_THRESHOLD, _NEVER), (_TRIM_THRESHOLD, _NEVER), (_ARENA_MAX, 1)):
+        mallopt(option, value)
