@@ -41,10 +41,6 @@ class Samples(NamedTuple):
         """Some of them, by mask."""
         return self if which.all() else Samples(*(column[which] for column in self))
 
-    def take(self, order: Places) -> "Samples":
-        """The same in another order."""
-        return Samples(*(column.take(order) for column in self))
-
 
 class Window(NamedTuple):
     """What the threads need to know of a window."""
@@ -218,22 +214,23 @@ def _schema(columns: Named, metadata: dict[bytes, bytes]) -> pa.Schema:
     return pa.schema(fields, metadata)
 
 
-def by_event(words: Words, samples: Samples, ids: EventIds) -> Places:
-    """The order of the samples by event, those of an event by (time, cpu, place in the file).
+def by_event(words: Words, samples: Samples, ids: EventIds) -> tuple[Samples, Places]:
+    """The samples by event, those of an event by (time, cpu, place in the file); and where each stood before.
 
     Sorted all at once: of 75 events in windows of 24 MB that takes half the time of sorting each.
     """
     order = np.argsort(samples.time_ns, kind="stable")
     narrow = samples.event.astype(np.int16 if len(ids.layouts) < 1 << 15 else np.int64)  # 16 bits: radix sort
     order = order.take(np.argsort(narrow.take(order), kind="stable"))
-    time_ns, event = samples.time_ns.take(order), narrow.take(order)
-    same = (time_ns[1:] == time_ns[:-1]) & (event[1:] == event[:-1])
+    time_ns = samples.time_ns.take(order)
+    same = time_ns[1:] == time_ns[:-1]
     if same.any():
         ties = np.flatnonzero(np.concatenate(([False], same)) | np.concatenate((same, [False])))
         tied = order[ties]
         cpu = ids.sample_word(words, samples.starts[tied], samples.event[tied], "cpu") & np.uint64(0xFFFFFFFF)
-        order[ties] = tied[np.lexsort((cpu, time_ns[ties], event[ties]))]
-    return order
+        order[ties] = tied[np.lexsort((cpu, time_ns[ties], samples.event[tied]))]
+    event = np.repeat(np.arange(len(ids.layouts)), np.bincount(samples.event, minlength=len(ids.layouts)))
+    return Samples(samples.starts.take(order), samples.ends.take(order), event, time_ns, samples.seq.take(order)), order
 
 
 def tids(words: Words, samples: Samples, ids: EventIds) -> np.ndarray:

@@ -116,9 +116,9 @@ def link(words: Words, first: int, end: int, pattern: SamplePattern) -> Chain:
 def _candidates(words: Words, first: int, end: int, pattern: SamplePattern) -> tuple[Starts, Starts]:
     """Words that look like the header of a whole sample or a finished round, and where those records would end."""
     starts, nexts = [], []
-    low = words.view(np.uint32)[0::2]
     for begin in range(first, end, CHUNK_WORDS):
-        kind = low[begin : min(begin + CHUNK_WORDS, end)]
+        # a copy of the low halves: to compare every other one where they stand takes 1.6 times as long in all
+        kind = words[begin : min(begin + CHUNK_WORDS, end)].astype(np.uint32)
         found = np.flatnonzero((kind == SAMPLE) | (kind == FINISHED_ROUND)) + begin
         head = words.take(found, mode="clip")
         size = (head >> np.uint64(48)).astype(np.int64)
