@@ -87,7 +87,8 @@ class Walk:
     def run(self, stream: RecordStream) -> None:
         """All windows, in turn; then the tables of the events that never fired."""
         jobs = max(self.options.jobs, 1)
-        with ThreadPoolExecutor(jobs) as pool:
+        # this thread is one of them: with two more, two CPUs take 5 % longer, and 40 MB more
+        with ThreadPoolExecutor(max(jobs - 1, 1)) as pool:
             pending: list[Future[None]] = []
             try:
                 self._windows(stream, pool if jobs > 1 else None, pending)
@@ -128,7 +129,9 @@ class Walk:
                 done = sum(source.feed.place for source in stream.sources) - start
                 self.options.progress(min(done, total), total)
         _finish(pending)
-        _start(self.decoder.rest(), pool, pending)
+        rest = self.decoder.rest()
+        _start(rest[1::2], pool, pending)
+        _start(rest[::2], None, [])
         _finish(pending)
 
     # --- finding the records ---------------------------------------------------------------------------------------
