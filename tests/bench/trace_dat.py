@@ -53,8 +53,8 @@ def copy_pages(cpu: int, out: Path, stop: threading.Event) -> None:
                 target.write(page.ljust(PAGE, b"\0"))
             elif stop.is_set():
                 return
-            else:
-                time.sleep(0.3)  # so that the next pages are full
+            if not page or int.from_bytes(page[8:10], sys.byteorder) < PAGE // 2:  # how much of it is used
+                time.sleep(0.3)  # that was the page written to right now: let it become full, and others
 
 
 def record(out: Path, megabytes: int) -> None:
