@@ -19,7 +19,22 @@ Columns of the table (polars):
     window      fork_copy, zap: during_walk, after_walk or unknown, against the walk that set the folio's entries
     certainty   observed: an event shows it; reconstructed: it follows from the life cycle, with no alternative left;
                 inferred: it follows from events before and after, or was chosen among alternatives
+    page        rmap.remove: kernel address of the first struct page; it covers nr_pages of them
+    phase       what the kernel was at: zap (munmap, exit, exec, MADV_DONTNEED, …), try_to_migrate, try_to_unmap,
+                fault (copy on write, …) or other. Of rmap.remove and deferred_split.*
+    run         rmap.remove: number of the run; rows of one are neighbours in one folio, VMA and page table, taken out
+                one after the other in one phase by one task. What a kernel that batches could do in one call
+    life        of a large folio, from its first mapping to its last removal, numbered; null: small
+    unmapped    rmap.remove of a large folio: pages that no mapping is left of after it; null: not known
+    left        rmap.remove of a large folio: whether a page of it is still mapped after it; null: not known
+    anon        whether the folio is anonymous; null: not known
+    lazyfree    whether it is anonymous and MADV_FREE was called on it, so that reclaim may drop it; null: not known
+    batched     rmap.remove: whether the traced kernel takes out a run of this phase at once (``Replay.kernel_has``)
+    stopped     try_to_unmap.vma_visit: whether it ended the walk for a page that it could not unmap; null: not probed
+    bytes       folio.copy: how much was copied; null: order or page size not known
     seq         provenance: position of the event in the source file; null if inferred
+
+What is not an operation of its own, but an amount that operations bring with them, is in ``AMOUNTS``: a sum over rows.
 """
 
 import polars as pl
@@ -33,7 +48,22 @@ OPERATIONS: dict[str, str] = {
     "migration_entry.collect": "a migration entry set by migrate_vma_collect_pmd, which has no event of its own",
     "migration_entry.zap": "a migration entry cleared by munmap, exit or MADV_DONTNEED before it was restored",
     "folio.copy": "the contents of one folio copied",
+    "try_to_unmap.vma_visit": "one VMA visited by the rmap walk of reclaim (try_to_unmap_one)",
+    "rmap.remove": "one call that takes pages of one folio out of the rmap of one VMA (folio_remove_rmap_ptes, _pmd)",
+    "deferred_split.enqueue": "a large folio found partially mapped and queued to be split (deferred_split_folio)",
+    "deferred_split.call": "a call of deferred_split_folio that finds it queued already, or not partially mapped",
+    "tlb.flush": "a flush of the processor's own TLB (tlb_flush reasons 2 and 3)",
+    "tlb.shootdown": "an IPI to other processors to flush their TLBs (tlb_flush reason 4: one to all of them)",
     "counter.update": "one update of a folio's count of migration entries: a policy's own cost",
+}
+
+AMOUNTS: dict[str, str] = {
+    "rmap.remove_pages": "pages taken out of the rmap by rmap.remove",
+    "rmap.atomic": "atomic updates of mapcounts by rmap.remove of large folios (MODEL.md D.2)",
+    "pte.clear": "PTEs (or PMDs) cleared for good by zap and try_to_unmap",
+    "gather.slot": "slots of the mmu_gather taken by zap: two for a range, one for a page",
+    "tlb.pend": "deferred TLB flushes noted by try_to_unmap, at most: none where it flushes at once",
+    "folio.copy_bytes": "bytes copied by folio.copy",
 }
 
 # A null order in episodes and a missing mm mean "not seen"; nothing stands for it.
@@ -56,5 +86,39 @@ SCHEMA: dict[str, pl.DataType] = {
     "moved": pl.Boolean(),
     "window": pl.Enum(["during_walk", "after_walk", "unknown"]),
     "certainty": pl.Enum(["observed", "reconstructed", "inferred"]),
+    "page": pl.UInt64(),
+    "phase": pl.Enum(["zap", "try_to_migrate", "try_to_unmap", "fault", "other"]),
+    "run": pl.Int64(),
+    "life": pl.Int64(),
+    "unmapped": pl.Int64(),
+    "left": pl.Boolean(),
+    "anon": pl.Boolean(),
+    "lazyfree": pl.Boolean(),
+    "batched": pl.Boolean(),
+    "stopped": pl.Boolean(),
+    "bytes": pl.Int64(),
     "seq": pl.UInt64(),
 }
+
+
+def amounts(ops: pl.DataFrame) -> pl.DataFrame:
+    """Int64[n_ops] each: what every operation of ``ops``, as traced, brings with it; columns as ``AMOUNTS``."""
+    remove = pl.col("op") == "rmap.remove"
+    pages, zap, unmap = pl.col("nr_pages"), pl.col("phase") == "zap", pl.col("phase") == "try_to_unmap"
+    found = {
+        "rmap.remove_pages": pl.when(remove).then(pages),
+        "rmap.atomic": pl.when(remove & pl.col("life").is_not_null()).then(atomics(pages, pl.col("unmapped"))),
+        "pte.clear": pl.when(remove & (zap | unmap)).then(pages),
+        "gather.slot": pl.when(remove & zap).then(pl.min_horizontal(pages, 2)),
+        "tlb.pend": pl.when(remove & unmap).then(1),
+        "folio.copy_bytes": pl.col("bytes"),
+    }
+    return ops.select(expr.fill_null(0).cast(pl.Int64).alias(name) for name, expr in found.items())
+
+
+def atomics(pages: pl.Expr, unmapped: pl.Expr) -> pl.Expr:
+    """Updates of one call that takes ``pages`` out: large_mapcount, each page's, and nr_pages_mapped if any was last.
+
+    MODEL.md D.2; kernels with CONFIG_NO_PAGE_MAPCOUNT keep the first only.
+    """
+    return 1 + pages + (unmapped.fill_null(0) > 0)

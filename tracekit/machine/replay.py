@@ -187,13 +187,16 @@ def _conform(ops: pl.DataFrame, episodes: pl.DataFrame) -> pl.DataFrame:
     no_visit = ~pl.col("is_visit").fill_null(value=False)
     of_walk = episode_of_walk(episodes)
     facts = episodes.select("episode", "order", "moved", "known")
-    return (
+    ops = (
         ops.with_columns(pl.col("call", "walk").replace(-1, None))
         .join(of_walk, on="walk", how="left", maintain_order="left")
         .join(facts, on="episode", how="left", maintain_order="left")
         .with_columns(pl.when(no_visit).then(None).otherwise(pl.col(name)).alias(name) for name in ("position", "hit"))
         .sort("row", maintain_order=True)
-        .select(pl.col(column).cast(dtype) for column, dtype in operations.SCHEMA.items())
+    )
+    return ops.select(
+        (pl.col(column) if column in ops.columns else pl.lit(None)).cast(dtype).alias(column)
+        for column, dtype in operations.SCHEMA.items()
     )
 
 
