@@ -28,7 +28,8 @@ EMPTY = pl.DataFrame(schema=SCHEMA)
 
 def specs(name):
     """``name`` with every choice of its parameters."""
-    choices = {key: parameter["choices"] for key, parameter in policies.describe(name)["params"].items()}
+    params = policies.describe(name)["params"].items()
+    choices = {key: parameter["choices"] for key, parameter in params if parameter["choices"]}
     for values in itertools.product(*choices.values()):
         params = ",".join(f"{key}={value}" for key, value in zip(choices, values, strict=True))
         yield f"{name}:{params}" if params else name
@@ -63,6 +64,7 @@ def test_a_policy_is_a_frozen_dataclass_that_says_what_it_needs(name):
     assert kind.__dataclass_params__.frozen
     assert isinstance(kind.needs, tuple)
     assert set(kind.needs) <= schema.variants().keys()
+    assert set(getattr(kind, "touches", ())) <= OPERATIONS.keys()
     assert "needs" not in {field.name for field in dataclasses.fields(kind)}
     assert kind() == kind()
 
@@ -75,8 +77,8 @@ def test_a_policy_describes_itself(name):
     kind = registry.load("tracekit.policies", name).POLICY
     assert told["params"].keys() == {field.name for field in dataclasses.fields(kind)}
     for key, parameter in told["params"].items():
-        assert parameter["choices"], key
-        assert parameter["default"] in parameter["choices"], key
+        assert parameter["usage"].startswith(f"{key}="), key
+        assert not parameter["choices"] or str(parameter["default"]).lower() in parameter["choices"], key
     assert policies.params(kind()) == {key: parameter["default"] for key, parameter in told["params"].items()}
 
 
@@ -97,6 +99,8 @@ def test_a_policy_spares_whole_operations_and_adds_named_ones(name, operations):
         assert judgement.executed.dtype == np.int64, spec
         assert len(judgement.executed) == len(ops), spec
         assert set(np.unique(judgement.executed)) <= {0, 1}, spec
+        changed = ops.filter(pl.Series(judgement.executed != 1))["op"].unique()
+        assert set(changed) <= set(getattr(policies.parse(spec)[1], "touches", ())), spec
         assert judgement.added.keys() <= OPERATIONS.keys(), spec
         assert all(len(count) == len(ops) and (count >= 0).all() for count in judgement.added.values()), spec
         assert judgement.harmed is None or len(judgement.harmed) == len(ops), spec

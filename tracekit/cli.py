@@ -35,7 +35,12 @@ OutOption = Annotated[Path | None, typer.Option("--output", "-o", help="Where to
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else.")]
 PolicyOption = Annotated[
-    list[str] | None, typer.Option("--policy", help="NAME[:KEY=VALUE,…]; repeatable. See: tracekit policies.")
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help="NAME[:KEY=VALUE,…] or FILE.py[:…], repeatable; KEY=1,2,4 is a sweep, A+B a combination. See: tracekit "
+        "policies.",
+    ),
 ]
 MaxLossOption = Annotated[
     float, typer.Option(min=0, max=1, help="Share of events that may be lost before the exit status is 3.")
@@ -184,6 +189,9 @@ def validate(
 @app.command()
 def policies(
     operations: Annotated[bool, typer.Option("--operations", help="List the operations and what they mean.")] = False,
+    template: Annotated[
+        bool, typer.Option("--template", help="Print a policy of your own to begin with: --policy ./mine.py")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the policies and their parameters."""
@@ -191,6 +199,9 @@ def policies(
     from tracekit import registry
     from tracekit.machine.operations import OPERATIONS
 
+    if template:
+        _say(package.template().rstrip("\n"))
+        return
     if operations:
         _print_table(OPERATIONS, as_json)
         return
@@ -200,8 +211,9 @@ def policies(
         return
     for one in described:
         _say(f"{one['name']}: {one['text']}")
-        for key, param in one["params"].items():
-            _say(f"    {key}={'|'.join(param['choices'])}   default {param['default']}")
+        for param in one["params"].values():
+            default = "decided by the policy" if param["default"] is None else param["default"]
+            _say(f"    {param['usage']}   default {default}")
 
 
 @app.command()

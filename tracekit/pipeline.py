@@ -48,22 +48,24 @@ def load(path: Path, *, progress: Progress | None = None) -> Trace:
 
 
 def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None) -> Result:
-    """Replay ``trace`` once and judge each policy ``name[:key=value,…]`` of ``specs`` on it, the two bounds first.
+    """Replay ``trace`` once and judge each policy that ``specs`` name on it, the two bounds first.
 
     Raises:
         UsageError: an unknown policy or parameter, or a fidelity that the trace does not allow.
     """
-    specs = list(dict.fromkeys((*BOUNDS, *specs)))
-    chosen = [(spec, *policies.parse(spec)) for spec in specs]
+    every = [one for spec in (*BOUNDS, *specs) for one in policies.expand(spec)]
+    chosen = list({one.spec: one for one in every}.values())
     facts = replay(trace, fidelity=fidelity)
     if fidelity not in (None, facts.fidelity):
         raise UsageError(f"--fidelity {fidelity}: this trace allows {facts.fidelity} here; leave the option out")
     judged = [
-        Judged(spec, name, policy, policy.judge(facts.operations) if _judgeable(trace, facts, policy) else None)
-        for spec, name, policy in chosen
+        Judged(one, policies.judge(one.name, one.policy, facts.operations))
+        if _judgeable(trace, facts, one.policy)
+        else Judged(one, None)
+        for one in chosen
     ]
     document = summarise(trace, facts, calibrate(facts), judged)
-    counts = [_counts(facts, one.spec, one.judgement) for one in judged if one.judgement is not None]
+    counts = [_counts(facts, one.chosen.spec, one.judgement) for one in judged if one.judgement is not None]
     return Result(document, facts.operations, pl.concat(counts))
 
 

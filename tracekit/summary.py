@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from tracekit import policies, recording
+from tracekit import recording
 from tracekit.costs import CostModel
 from tracekit.machine.replay import Replay
-from tracekit.policies import Judgement, Policy
+from tracekit.policies import Chosen, Judgement
 from tracekit.predict import as_json, enclosed, enclosing, predict, spared_by_call
 from tracekit.trace import Trace
 
@@ -21,9 +21,7 @@ _FACTS = ("source", "machine", "clock", "time_range_ns", "fidelity", "lost", "tr
 class Judged(NamedTuple):
     """A policy, as asked for on the command line, and what it made of the operations; None: events are missing."""
 
-    spec: str
-    name: str
-    policy: Policy
+    chosen: Chosen
     judgement: Judgement | None
 
 
@@ -63,13 +61,13 @@ def _rounded(value: Any) -> float | None:  # noqa: ANN401 -- polars' mean() has 
 def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> dict[str, Any]:
     judgement = judged.judgement
     head = {
-        "name": judged.name,
-        "spec": judged.spec,
-        "params": policies.params(judged.policy),
+        "name": judged.chosen.name,
+        "spec": judged.chosen.spec,
+        "params": judged.chosen.params,
         "judgeable": judgement is not None,
     }
     if judgement is None:
-        lacking = recording.missing(trace, judged.policy.needs)
+        lacking = recording.missing(trace, judged.chosen.policy.needs)
         reason = (
             f"the trace has no {', '.join(lacking)}" if lacking else "needs VMA visits, which --fidelity counts hides"
         )

@@ -1,21 +1,37 @@
 """Policies: which of the operations that the kernel performed would have been performed another way.
 
-A policy is a module here with a frozen dataclass ``POLICY``; its fields are the parameters on the command line
-(``--policy counter_early_exit:counter=posted,scope=all``). It sees the operations table and nothing else: no time,
-no machine.
+A policy is a module here, or a file of the user's, with a frozen dataclass ``POLICY``; its fields are the parameters
+on the command line (``--policy counter_early_exit:counter=posted,scope=all``; their types are in ``_parameters``, the
+grammar in ``_spec``). It sees the operations table and nothing else: no time, no machine.
 """
 
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracekit import registry
-from tracekit.errors import UsageError
-
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+class Batches(NamedTuple):
+    """Folios whose contents are copied together; times follow from the trace's own (``blocking``).
+
+    Attributes:
+        of_row: int64[n_ops], at each folio.copy the number of its batch; -1: copied alone, as traced, and elsewhere.
+        speedup: float64[3, n_ops], low, best and high: time of a copy by one CPU / its share of the batch's copy.
+        setup_ns: of one batch, the trace's clock; None: ``setup_copies``.
+        setup_copies: low, best and high: setup of one batch / time in which one CPU copies 2 MiB.
+        before_move: contents are copied before any metadata is moved, else after all of it.
+    """
+
+    of_row: Ints
+    speedup: Floats
+    setup_ns: float | None
+    setup_copies: tuple[float, float, float]
+    before_move: bool
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class Judgement:
         unsafe: outcomes that would be bugs in the kernel, by name.
         losses: what the kernel would no longer achieve, by name.
         open: what the trace leaves open, by name: an interval, not a number.
+        batches: copies that are made together; None: the policy leaves them alone.
     """
 
     executed: Ints
@@ -37,62 +54,98 @@ class Judgement:
     unsafe: dict[str, int] = field(default_factory=dict)
     losses: dict[str, int] = field(default_factory=dict)
     open: dict[str, int] = field(default_factory=dict)
+    batches: Batches | None = None
 
 
 class Policy(Protocol):
-    """A frozen dataclass; see the module's text."""
+    """A frozen dataclass; its docstring's first line is what ``tracekit policies`` says about it.
 
-    needs: ClassVar[tuple[str, ...]]  # canonical events that it cannot be judged without
+    Attributes:
+        needs: canonical events (``schemas/events``) that it cannot be judged without; () for none.
+
+    It may have ``touches``: operations (``tracekit policies --operations``) that it may spare or merge. Two policies
+    that say so and touch none in common can be combined, ``a+b``. One whose mechanism some kernels have has
+    ``variant``, a property: the name by which ``--kernel-has`` knows what it is set to. To have what the kernel has
+    changes nothing.
+    """
+
+    @property
+    def needs(self) -> tuple[str, ...]: ...  # noqa: D102 -- see above
 
     def judge(self, ops: pl.DataFrame) -> Judgement:
         """Judge the operations ``ops`` (columns: ``machine.operations.SCHEMA``)."""
         ...
 
 
-def describe(name: str) -> dict[str, Any]:
-    """Name, first line of text, needed events and parameters (choices, default) of one policy."""
-    kind = registry.load(__name__, name).POLICY
-    hints = get_type_hints(kind)
-    return {
-        "name": name,
-        "text": (kind.__doc__ or "").strip().splitlines()[0],
-        "needs": list(kind.needs),
-        "params": {f.name: {"choices": _choices(hints[f.name]), "default": _default(f)} for f in fields(kind)},
-    }
+class Chosen(NamedTuple):
+    """One policy, set.
+
+    Attributes:
+        spec: as on the command line, a sweep's with the one value.
+        name: of the policy or of its file; of a combination, the names with plus signs.
+        params: by name, defaults included; of a combination, with the name of the policy before it.
+    """
+
+    spec: str
+    name: str
+    policy: Policy
+    params: dict[str, str | int | float | bool | None]
+
+
+def unchanged(n_ops: int) -> Judgement:
+    """Everything as traced."""
+    return Judgement(np.ones(n_ops, dtype=np.int64))
+
+
+# The parts of this package need what stands above, so they are imported where they are used.
+
+
+def expand(spec: str) -> list[Chosen]:
+    """The policies that ``spec`` of the command line names: several for a sweep, one for a combination.
+
+    Raises:
+        UsageError: no such policy, parameter or value, or no such combination; says which there are, or why.
+    """
+    from tracekit.policies import _spec  # noqa: PLC0415
+
+    return _spec.parse(spec)
 
 
 def parse(spec: str) -> tuple[str, Policy]:
-    """``name[:key=value,…]`` → the name and the policy.
+    """The name and the policy of a ``spec`` that names one; see ``expand``."""
+    only, *_ = expand(spec)
+    return only.name, only.policy
+
+
+def params(policy: Policy) -> dict[str, Any]:
+    """The parameters of ``policy``, defaults included."""
+    from tracekit.policies import _parameters  # noqa: PLC0415
+
+    return dict(_parameters.values(policy))
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Name, first line of text, needed events and parameters of one policy."""
+    from tracekit.policies import _spec  # noqa: PLC0415
+
+    return _spec.describe(name)
+
+
+def judge(name: str, policy: Policy, ops: pl.DataFrame) -> Judgement:
+    """The judgement of ``policy`` on ``ops``.
 
     Raises:
-        UsageError: no such policy, parameter or value; says which there are.
+        UsageError: a policy of the user's own fails; names file and line.
     """
-    name, _, text = spec.partition(":")
-    kind = registry.load(__name__, name).POLICY
-    hints = {key: hint for key, hint in get_type_hints(kind).items() if get_origin(hint) is not ClassVar}
-    given: dict[str, str] = {}
-    for pair in filter(None, text.split(",")):
-        key, equals, value = pair.partition("=")
-        if key not in hints or not equals:
-            raise UsageError(f"{spec}: {pair!r} is not a parameter of {name}: {_usage(name, hints)}")
-        if value not in _choices(hints[key]):
-            raise UsageError(f"{spec}: {key} is one of {', '.join(_choices(hints[key]))}, not {value!r}")
-        given[key] = value
-    return name, kind(**given)
+    from tracekit.policies import _file  # noqa: PLC0415
+
+    return _file.judge(name, policy, ops)
 
 
-def params(policy: Policy) -> dict[str, str]:
-    """The parameters of ``policy``, defaults included."""
-    return asdict(policy)  # type: ignore[call-overload,no-any-return]
+def template() -> str:
+    """A policy of one's own to begin with."""
+    from inspect import getsource  # noqa: PLC0415
 
+    from tracekit.policies import _template  # noqa: PLC0415
 
-def _choices(hint: object) -> list[str]:
-    return list(get_args(hint)) if get_origin(hint) is Literal else []
-
-
-def _default(parameter: Field[Any]) -> str | None:
-    return None if parameter.default is MISSING else parameter.default
-
-
-def _usage(name: str, hints: dict[str, object]) -> str:
-    return "; ".join(f"{key}={'|'.join(_choices(hint))}" for key, hint in hints.items()) or f"{name} takes none"
+    return getsource(_template)

@@ -14,6 +14,7 @@ class AsTraced:
     """Everything as the trace shows it; its residual tells how far to trust the rest."""
 
     needs: ClassVar[tuple[str, ...]] = ()
+    touches: ClassVar[tuple[str, ...]] = ()
 
     def judge(self, ops: pl.DataFrame) -> Judgement:
         """Every operation is performed once."""

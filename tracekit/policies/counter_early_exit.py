@@ -34,6 +34,7 @@ class CounterEarlyExit:
         "try_to_migrate_one",
         "remove_migration_pte_visit",
     )
+    touches: ClassVar[tuple[str, ...]] = ("remove_migration_ptes.vma_visit", "migration_entry.restore")
 
     def judge(self, ops: pl.DataFrame) -> Judgement:
         """Visits after the one that brings the count to zero are spared; the first is always made."""
