@@ -304,6 +304,84 @@ def test_an_address_that_no_one_is_known_to_map_is_not_certain():
     assert [(kind, sure) for kind, _, sure in stream.walks()] == [("try", False), ("remove", False)]
 
 
+def unseen_writes(by=P):
+    """Three processes and no page faults: anyone but the one that moves its own memory may have written to it."""
+    stream = Stream()
+    stream.mmap()
+    for _ in range(2):
+        stream.fork()
+    stream.add(Code.CALL, by, P if by != P else 0)
+    stream.add(Code.EDGE, by, next(stream.row), 0, 0, 0, 1, 3, to=stream.marks)
+    stream.set(5, by=by)
+    stream.restore(6, by=by)
+    stream.end(by)
+    return stream
+
+
+def test_who_moves_its_own_memory_maps_it():
+    assert unseen_writes().visits() == [("try", 1, True), ("remove", 3, True)]
+
+
+def test_who_else_is_moved_may_have_written_meanwhile():
+    assert unseen_writes(by=P + 50).visits() == [("try", 1, False), ("remove", 3, False)]
+
+
+def test_a_fault_that_has_just_begun_may_not_have_written_yet(stream):
+    """Two of three entries at one address: the one in flight and one of the others, or both others."""
+    children = [stream.fork() for _ in range(3)]
+    stream.write(children[0])
+    stream.write(children[1])
+    stream.move(sets=3, restores=3)
+    assert [sure for _, _, sure in stream.visits()] == [False, False]
+
+
+def test_a_thread_that_faults_anew_is_past_its_fault(stream):
+    children = [stream.fork() for _ in range(3)]
+    for child in children[:2]:
+        stream.write(child)
+        stream.write(child, page=9)
+    stream.move(sets=2, restores=2)
+    assert stream.visits() == [("try", 4, True), ("remove", 4, True)]
+
+
+def test_a_fork_that_ends_after_the_walk_was_under_way_in_it(stream):
+    """The child's VMA may have been linked before the walk or after it."""
+    stream.start()
+    stream.set(5)
+    child = stream.fork(until_newtask=False)
+    stream.restore(6)
+    stream.add(Code.NEWTASK, P, child, FORK)
+    stream.end()
+    assert [(kind, sure) for kind, _, sure in stream.visits()] == [("try", True), ("remove", False)]
+
+
+def test_clone3_forks_too(stream):
+    stream.start()
+    stream.set(5)
+    stream.add(Code.CLONE3, P)
+    stream.restore(6)
+    stream.add(Code.NEWTASK, P, P + 50, FORK)
+    stream.set(6)
+    stream.restore(7)
+    stream.end()
+    assert [sure for _, _, sure in stream.visits()] == [True, False, False, False]
+
+
+def test_a_part_of_a_split_folio_is_put_back_only_where_it_was(stream):
+    """The child's copy of the first page is none of the folio's."""
+    child = stream.fork()
+    stream.write(child)
+    stream.start()
+    for i in range(4):
+        stream.set(0x1000 + i, [i], order=2)
+    for i in range(1, 4):
+        stream.set(0x1000 + i, [i], order=2)
+    for i in range(4):
+        stream.restore(0x1000 + i, [i] if i == 0 else [i, i])
+    stream.end()
+    assert stream.visits() == [("try", 2, True), *[("remove", 2, True)] * 4]
+
+
 CAPTURES = {
     "forkcow-c4-all": 1.0,
     "forkcow-c4-half": 1.0,

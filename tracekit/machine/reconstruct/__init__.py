@@ -13,7 +13,7 @@ import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
-from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, entries, life_cycle
+from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, entries, life_cycle, with_ends, with_flags
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.rows import Made
@@ -63,6 +63,7 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, *, complete: bool = True) -> 
     life = Life(_pages(marks), faults=faults, exit_mmap=exits, exec_side_band=side_band)
     life.complete = complete
     walker = Walker(life, _identify(life, marks))
+    cycle, marks = with_flags(cycle), with_ends(marks)
     before = pl.col("time_ns") <= 0  # perf says first what was there when it began
     _run(life, walker, cycle.filter(before))
     life.settle()

@@ -137,6 +137,32 @@ def entries(rows: pl.DataFrame, arch: str) -> pl.DataFrame:
     ).select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
 
 
+def with_ends(marks: pl.DataFrame) -> pl.DataFrame:
+    """``marks`` in order of time, ``ret`` 1 where the next of its task is no entry of the same folio.
+
+    What a restore prints of the order is no help: those of one page are told.
+    """
+    order = pl.when(pl.col("code") == Code.SET).then(pl.col("d").fill_null(0)).otherwise(0).clip(0, 62)
+    walk = pl.struct("code", pl.col("c").fill_null(-1) // pl.lit(2).pow(order).cast(pl.Int64), order.alias("order"))
+    ordered = marks.sort("time_ns", "seq", maintain_order=True).with_columns(walk.alias("walk"))
+    last = pl.col("walk").ne_missing(pl.col("walk").shift(-1).over("tid"))
+    return ordered.with_columns(ret=last.cast(pl.Int64)).drop("walk")
+
+
+def with_flags(cycle: pl.DataFrame) -> pl.DataFrame:
+    """``cycle`` in order of time; a clone3(), whose flags are behind a pointer, has those of the task that it made."""
+    ordered = cycle.sort("time_ns", "seq", maintain_order=True).with_row_index("at")
+    clone3 = pl.col("code") == Code.CLONE3
+    made = ordered.filter(pl.col("code") == Code.NEWTASK).select("at", "tid", flags="b")
+    found = (
+        ordered.filter(clone3)
+        .select("at", "tid")
+        .join_asof(made, on="at", by="tid", strategy="forward", check_sortedness=False)
+    )
+    flags = ordered.select("at").join(found.select("at", "flags"), on="at", how="left", maintain_order="left")["flags"]
+    return ordered.with_columns(a=pl.when(clone3).then(flags.fill_null(CLONE_VM)).otherwise("a")).drop("at")
+
+
 def _frame(trace: Trace, table: str, event: str, code: Code) -> pl.LazyFrame:
     own = [_signed(column) for column in schema.columns_of(trace, table, event)]
     frame = trace.events(table)

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from tracekit.machine.reconstruct.spaces import folio_at
+from tracekit.machine.reconstruct.match import Holds
+from tracekit.machine.reconstruct.spaces import folio_at, folio_before
 from tracekit.machine.reconstruct.state import AnonVma, File, Folio, Space, Vma
 
 AROUND = 4  # log2 of the pages that a read fault on a file maps (fault_around_bytes = 65536)
@@ -50,6 +51,9 @@ def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
         return None
     at = page - vma.start + vma.pgoff
     known = _known(space, page, entry.order)
+    if known is not None and entry.exclusive is False and known.origin is space and known.since > space.forked:
+        # written since the last fork, it would be exclusive: so the fault had not had its effect when this was set
+        known = folio_before(space, page, known.since) or known
     if known is not None and entry.exclusive and known.origin not in {None, space}:
         known = None  # the kernel wrote to it since, which shows as no fault: a thread id, a signal frame, read()
     if known is not None and known.mapping.tree.over(at, at):
@@ -103,6 +107,8 @@ def _unseen(space: Space, vma: Vma, entry: Entry, *, faults: bool) -> Found:
     else:
         origin, anon = line[-1]
         sure = vma.known and exclusive is not None and space.forked < 0 and (len(line) == 2 or faults)
+    if vma is space.rest and not exclusive and not entry.dirty:
+        sure = False  # it may be of a file: nothing says what the image consists of
     folio = Folio(anon, origin, origin.born, sure=sure)
     if exclusive:
         space.own.setdefault(page, []).append((space.forked + 1, folio))
@@ -132,6 +138,31 @@ def maps(found: Found, vma: Vma, order: int) -> bool:
         return folio_at(vma.space, page) is found.folio
     pages = range(page, min(page + (1 << order), vma.end))
     return any(folio_at(vma.space, one) is found.folio for one in pages)
+
+
+def holds(found: Found, vma: Vma, order: int, *, faults: bool) -> Holds:
+    """Whether ``vma`` maps a page of the folio; without the faults it may have written, or read, unseen."""
+    mapped, file = maps(found, vma, order), isinstance(found.folio.mapping, File)
+    if not faults:
+        return Holds.MAYBE if mapped or file else Holds.NO
+    page = vma.page(found.pgoff)
+    if in_flight(vma.space, range(page, page + (1 << order)), file=file) and (mapped is file or not file):
+        return Holds.MAYBE
+    return Holds.YES if mapped else Holds.NO
+
+
+def in_flight(space: Space, pages: range, *, file: bool) -> bool:
+    """Whether a fault there may not have had its effect yet, or may have had it before a fork copied the page table.
+
+    An event shows that a fault began; what its task does next, that it is over.
+    """
+    for one in space.faulting.values():
+        if one in pages or (file and one >> AROUND == pages.start >> AROUND):
+            return True
+    parent = space.parent
+    if file or parent is None:
+        return False
+    return any(space.begun < when <= space.born for page in pages for when, _ in parent.own.get(page, ()))
 
 
 def _file_mapped(vma: Vma, page: int) -> bool:

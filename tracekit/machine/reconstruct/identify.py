@@ -11,10 +11,17 @@ _OWN, _CALL = 2, 3  # reasons of migrate_pages(), see events.entries
 
 
 class Identity(NamedTuple):
-    """A folio and the space that certainty maps it; None: not known."""
+    """A folio, and a space that maps it, or did when it was chosen to be moved.
+
+    Attributes:
+        found: None: not known.
+        space: None: not known.
+        still: whether nothing can have been written there since.
+    """
 
     found: Found | None
-    space: Space | None
+    space: Space | None = None
+    still: bool = False
 
 
 class Identify:
@@ -32,10 +39,11 @@ class Identify:
 
     def of(self, tid: int, walk: Walk) -> Identity:
         """The folio of ``walk``, a try walk of ``tid``."""
-        found, space = self._of(tid, walk)
+        identity = self._of(tid, walk)
+        found = identity.found
         if found is not None and not found.why and not self.life.complete:
-            found = Found(found.folio, found.pgoff, "mmap and munmap not recorded")
-        return Identity(found, space)
+            return identity._replace(found=Found(found.folio, found.pgoff, "mmap and munmap not recorded"))
+        return identity
 
     def _of(self, tid: int, walk: Walk) -> Identity:
         runs = walk.runs()
@@ -48,10 +56,10 @@ class Identify:
                     continue
                 found = self._at(target, run, walk)
                 if found is not None:
-                    return Identity(found, target)
+                    return Identity(found, target, self._still(tid, target))
         before = self.moved.get(walk.head)
         if before is not None:
-            return Identity(before, None)
+            return Identity(before)
         return self._of_anyone(walk, runs)
 
     def _target(self, tid: int, reason: int) -> Space | None:
@@ -59,6 +67,10 @@ class Identify:
         if reason == _OWN:
             return life.space_of.get(tid)
         return life.space_of.get(life.target.get(tid, 0) or tid) if reason == _CALL else None
+
+    def _still(self, tid: int, target: Space) -> bool:
+        """Whether what was there to be moved is there when it is: no one can have written to it unseen."""
+        return self.life.faults or (target.users == 1 and self.life.space_of.get(tid) is target)
 
     def _of_anyone(self, walk: Walk, runs: list[Run]) -> Identity:
         fits: dict[Folio, tuple[Found, Space]] = {}
@@ -69,12 +81,12 @@ class Identify:
         if len(fits) == 1:
             return Identity(*next(iter(fits.values())))
         for found, _ in fits.values():
-            return Identity(Found(found.folio, found.pgoff, "one of several folios at its address"), None)
+            return Identity(Found(found.folio, found.pgoff, "one of several folios at its address"))
         for space in self.life.near(runs[0].page):
             found = self._at(space, runs[0], walk)
             if found is not None:
-                return Identity(Found(found.folio, found.pgoff, "told by the addresses around it"), None)
-        return Identity(None, None)
+                return Identity(Found(found.folio, found.pgoff, "told by the addresses around it"))
+        return Identity(None)
 
     def _at(self, space: Space, run: Run, walk: Walk) -> Found | None:
         exclusive = None if self.read_type is None else walk.type > self.read_type

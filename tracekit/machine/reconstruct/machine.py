@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from tracekit.machine.reconstruct import spaces
 from tracekit.machine.reconstruct.events import CLONE_VM, Code
 from tracekit.machine.reconstruct.folios import AROUND, image_of
-from tracekit.machine.reconstruct.state import File, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
 
 Handler = Callable[["Event"], None]
 Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
@@ -23,6 +23,7 @@ class Life:
     Attributes:
         epoch: losses of events so far.
         now: number of the event being taken.
+        changed: number of the latest that took VMAs out of trees.
         space_of: the address space of a thread.
         target: of a thread, the process whose memory its system call moves; 0: its own.
         index: page → the spaces in which something was written there.
@@ -41,6 +42,7 @@ class Life:
         self.index: dict[int, list[Space]] = {}
         self.faults, self.exit_mmap, self.exec_side_band = faults, exit_mmap, exec_side_band
         self.epoch = 0
+        self.changed = 0
         self.exiting: set[int] = set()
         self.parent_of: dict[int, int] = {}
         self.places: list[tuple[int, int, Space]] = []
@@ -59,7 +61,7 @@ class Life:
             Code.MADVISE: self.madvise,
             Code.MREMAP: self.mremap,
             Code.CLONE: self.clone,
-            Code.CLONE3: self.clone3,
+            Code.CLONE3: self.clone,
             Code.NEWTASK: self.newtask,
             Code.FORK: self.fork,
             Code.CLONE_ENDS: self.clone_ends,
@@ -74,17 +76,23 @@ class Life:
         }
 
     def space(self, tid: int) -> Space:
-        """The address space of ``tid``, one of unknown content if it is seen for the first time."""
+        """The address space of ``tid``, which is past its fault; one of unknown content if it is seen first."""
         found = self.space_of.get(tid)
-        if found is None:
+        if found is not None:
+            found.faulting.pop(tid, None)
+        else:
             found = self.space_of[tid] = spaces.new_image(known=False)
             found.epoch = -1 if self.epoch else 0  # it is older than the last loss
         return found
 
     def fault(self, event: Event) -> None:
         """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
-        page, error = event[2] >> _PAGE, event[3]
-        space = self.space_of.get(event[1]) or self.space(event[1])
+        tid, page, error = event[1], event[2] >> _PAGE, event[3]
+        space = self.space_of.get(tid) or self.space(tid)
+        if page >> AROUND in self.around:
+            space.faulting[tid] = page
+        elif space.faulting:
+            space.faulting.pop(tid, None)
         if not error & WRITE:
             if page >> AROUND in self.around:
                 space.windows.add(page >> AROUND)
@@ -188,11 +196,7 @@ class Life:
         self.child_tid[tid] = child_tid if flags & CLONE_CHILD_SETTID else 0
         if not flags & CLONE_VM:
             child = self.cloning[tid] = spaces.fork(self.space(tid), self.now)
-            child.tentative = True
-
-    def clone3(self, event: Event) -> None:
-        """Its flags are not seen. C libraries make threads and spawn by it, and fork by clone()."""
-        self.flags[event[1]] = CLONE_VM
+            child.born = EVERYWHERE
 
     def newtask(self, event: Event) -> None:
         """copy_process() is through: a thread, or a process with an address space of its own."""
@@ -208,7 +212,6 @@ class Life:
             self.space_of[child] = space
             return
         made = made or spaces.fork(space, self.now)
-        made.tentative = False
         made.born = self.now
         self.space_of[child] = made
         if self.child_tid.get(tid):  # schedule_tail() writes it, as the child: no fault of user mode
@@ -250,6 +253,7 @@ class Life:
         space = self.space_of.get(tid)
         if space is None:
             return
+        space.faulting.pop(tid, None)
         if self.exit_mmap and space.users == 1:
             space.dying = min(space.dying, self.now)
             self.exiting.add(tid)
@@ -269,6 +273,7 @@ class Life:
     def _leave(self, space: Space) -> None:
         space.users -= 1
         if space.users <= 0:
+            self.changed = self.now
             spaces.unlink(space)
 
     def lose(self, _event: Event) -> None:
@@ -278,6 +283,8 @@ class Life:
     def call(self, event: Event) -> None:
         """Whose pages a system call moves; mbind has an address in place of a process, and a length."""
         tid, pid, length = event[1:4]
+        if tid in self.space_of:
+            self.space(tid)
         self.target[tid] = 0 if length else pid
 
     def map(self, event: Event) -> None:

@@ -2,7 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
+
+
+class Holds(IntEnum):
+    """Whether a VMA has an entry of the folio, by what the trace shows of its faults, forks and zaps."""
+
+    NO = 0
+    MAYBE = 1
+    YES = 2
 
 
 class Hits(NamedTuple):
@@ -17,41 +26,37 @@ class Hits(NamedTuple):
     sure: bool
 
 
-def lay(pages: Sequence[int], expected: Sequence[bool], entries: Sequence[int], must: int) -> Hits:
+def lay(pages: Sequence[int], state: Sequence[Holds], entries: Sequence[int], likely: int = -1) -> Hits:
     """Lay ``entries`` onto the VMAs of a tree.
+
+    Certain is what leaves no choice: at each address as many entries as VMAs that surely have one, or as those and all
+    that may, or as there are VMAs at all.
 
     Args:
         pages: of each VMA, in tree order, where the folio stands in it.
-        expected: of each, whether the state says that it has an entry.
+        state: of each.
         entries: pages of the entries in the order of the events, one per VMA.
-        must: the member that certainly has one; -1: not known.
+        likely: the VMA to choose first among those that may have one.
     """
-    likely = [i for i, yes in enumerate(expected) if yes]
-    if [pages[i] for i in likely] == list(entries) and (must < 0 or must in likely):
-        return Hits(likely, sure=True)
     if list(pages) == list(entries):
         return Hits(list(range(len(pages))), sure=True)
-    if len(entries) == 1 and must >= 0 and pages[must] == entries[0]:
-        return Hits([must], sure=True)
     wanted = Counter(entries)
-    there = Counter(page for page in pages if page in wanted)
-    return Hits(_guess(pages, expected, entries, must), sure=there == wanted)
-
-
-def _guess(pages: Sequence[int], expected: Sequence[bool], entries: Sequence[int], must: int) -> list[int]:
-    """As many as there are entries: the certain one, then expected ones, then the first."""
-    by_page: dict[int, list[int]] = {}
+    there: dict[int, list[int]] = {page: [] for page in wanted}
     for i, page in enumerate(pages):
-        by_page.setdefault(page, []).append(i)
-    wanted: dict[int, int] = {}
-    for page in entries:
-        wanted[page] = wanted.get(page, 0) + 1
-    chosen: list[int] = []
+        if page in there:
+            there[page].append(i)
+    chosen, sure = [], True
     for page, number in wanted.items():
-        some = sorted(by_page.get(page, []), key=lambda i: (i != must, not expected[i], i))
-        chosen += some[:number]
-    chosen.sort()
-    # an entry that no VMA explains stays without a visit
+        ranked = sorted(there[page], key=lambda i: (-state[i], i != likely, i))
+        chosen += ranked[:number]
+        at_least = sum(state[i] == Holds.YES for i in ranked)
+        sure &= number in (at_least, at_least + sum(state[i] == Holds.MAYBE for i in ranked), len(ranked))
+    member = _in_order(pages, sorted(chosen), entries)
+    return Hits(member, sure and -1 not in member)
+
+
+def _in_order(pages: Sequence[int], chosen: list[int], entries: Sequence[int]) -> list[int]:
+    """An entry that none of the ``chosen`` explains in its turn stays without a VMA."""
     result, at = [], 0
     for page in entries:
         if at < len(chosen) and pages[chosen[at]] == page:

@@ -1,10 +1,13 @@
 """A walk's entries and the state → the VMAs it visited, and whether it can have been no others."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from tracekit.machine.reconstruct.folios import maps
-from tracekit.machine.reconstruct.match import Hits, lay
-from tracekit.machine.reconstruct.state import Space, Vma
+from tracekit.machine.reconstruct.folios import holds
+from tracekit.machine.reconstruct.identify import Identity
+from tracekit.machine.reconstruct.machine import Life
+from tracekit.machine.reconstruct.match import Hits, Holds, lay
+from tracekit.machine.reconstruct.state import EVERYWHERE, Vma
 from tracekit.machine.reconstruct.walk import Walk
 
 
@@ -21,80 +24,89 @@ class Resolved(NamedTuple):
     why: str
 
 
-def resolve_try(walk: Walk, space: Space | None, epoch: int) -> Resolved:
+def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
     """The visits of a try_to_migrate() walk: it ends where the folio is not mapped any more (folio_not_mapped)."""
     found, runs = walk.found, walk.runs()
     if found is None:
         return Resolved([], [-1] * len(runs), "folio not known")
-    tree = walk.tree()
-    firm = [vma for vma in tree if not vma.space.tentative]
-    members, hits = firm, _lay_try(walk, firm, space)
+    tree = [vma for vma in walk.tree() if vma.space.begun < walk.when]  # the walk held the lock since
+    firm = [vma for vma in tree if not _forking(vma, walk)]
+    members, hits = firm, _lay_try(walk, identity, firm, life)
     if not hits.sure and len(firm) < len(tree):
-        other = _lay_try(walk, tree, space)
+        other = _lay_try(walk, identity, tree, life)
         members, hits = (tree, other) if other.sure else (firm, hits)
     visited = members[: max(hits.member, default=-1) + 1]
-    walk.hit = {members[i] for i in hits.member if i >= 0}
+    walk.hit = {members[i]: run for run, i in zip(runs, hits.member, strict=True) if i >= 0}
+    _prove(walk.hit, sure=hits.sure)
     if found.why:
         why = found.why
     elif not found.folio.sure:
         why = "origin of the folio not seen"
     else:
-        why = _unsettled(walk, visited, epoch) or ("" if hits.sure else "which VMAs map it not seen")
+        settled = "fork or exit under way" if life.changed >= walk.when else _unsettled(walk, tree, visited, life.epoch)
+        why = settled or ("" if hits.sure else "which VMAs map it not seen")
     return Resolved(visited, hits.member, why)
 
 
-def _lay_try(walk: Walk, members: list[Vma], space: Space | None) -> Hits:
-    found = walk.found
+def _lay_try(walk: Walk, identity: Identity, members: list[Vma], life: Life) -> Hits:
+    found, likely = identity.found, -1
     assert found is not None
-    bases, wanted = walk.bases(members), [run.base for run in walk.runs()]
-    expected = [maps(found, vma, walk.order) for vma in members]
-    must = next((i for i, vma in enumerate(members) if vma.space is space), -1)
-    hits = lay(bases, expected, wanted, must)
-    if not hits.sure and any(vma.space.dying <= walk.until for vma in members):
-        left = [yes and vma.space.dying > walk.until for yes, vma in zip(expected, members, strict=True)]
-        other = lay(bases, left, wanted, must)
-        return other if other.sure else hits
-    return hits
+    state = [holds(found, vma, walk.order, faults=life.faults) for vma in members]
+    for i, vma in enumerate(members):
+        if vma.space is identity.space and state[i] == Holds.MAYBE:
+            likely = i  # it is its memory that is being moved
+            state[i] = Holds.YES if identity.still else Holds.MAYBE
+        elif vma.space.dying <= walk.until and state[i] == Holds.YES:
+            state[i] = Holds.MAYBE
+    return lay(walk.bases(members), state, [run.base for run in walk.runs()], likely)
 
 
-def resolve_remove(walk: Walk, epoch: int) -> Resolved:
+def resolve_remove(walk: Walk, life: Life) -> Resolved:
     """The visits of a remove_migration_ptes() walk: every VMA of the tree, whatever it holds."""
     source, wanted = walk.source, [run.base for run in walk.runs()]
     assert source is not None
     if source.found is None:
         return Resolved([], [-1] * len(wanted), "folio not known")
-    chosen, hits = walk.members, Hits([-1] * len(wanted), sure=False)
-    for members, expected in _ways(source, walk.members, walk.until):
-        hits = lay(walk.bases(members), expected, wanted, -1)
-        chosen = members
+    firm = [vma for vma in walk.members if not _forking(vma, walk)]
+    for members in (firm, walk.members) if len(firm) < len(walk.members) else (firm,):
+        hits = lay(walk.bases(members), [_left(vma, walk, source) for vma in members], wanted)
         if hits.sure:
             break
-    why = _unsettled(walk, walk.members, epoch)
+    _prove({members[i] for i in hits.member if i >= 0}, sure=hits.sure)
+    why = _unsettled(walk, walk.members, walk.members, life.epoch)
     if not why and not hits.sure:
         why = "which VMAs hold entries not seen"
     if not why and not source.sure:
         why = "its try walk is not certain"
-    return Resolved(chosen, hits.member, why)
+    return Resolved(members, hits.member, why)
 
 
-def _unsettled(walk: Walk, members: list[Vma], epoch: int) -> str:
+def _left(vma: Vma, walk: Walk, source: Walk) -> Holds:
+    """Whether an entry of ``walk``'s pages that ``source`` set, or a fork's copy of one, is still in ``vma``."""
+    space, run = vma.space, source.hit.get(vma)
+    if run is not None:
+        return Holds.NO if not source.set_any(run, walk) else Holds.MAYBE if space.dying <= walk.until else Holds.YES
+    if all(space.parent is not hit.space for hit in source.hit) or space.born <= source.when:
+        return Holds.NO
+    return Holds.MAYBE if space.born > walk.until or space.begun <= source.until else Holds.YES
+
+
+def _forking(vma: Vma, walk: Walk) -> bool:
+    """Whether the fork that makes it had not ended when the walk began, nor is its VMA known to be linked."""
+    return vma.space.born > walk.when and vma.start >= vma.space.linked
+
+
+def _prove(hit: Iterable[Vma], *, sure: bool) -> None:
+    """An entry in a VMA of a process that is being forked shows that it is linked, and those before it (dup_mmap)."""
+    for vma in hit if sure else ():
+        if vma.space.born == EVERYWHERE:
+            vma.space.linked = max(vma.space.linked, vma.end)
+
+
+def _unsettled(walk: Walk, tree: list[Vma], visited: list[Vma], epoch: int) -> str:
     """Whether the tree may have been another: a fork or an exit is under way, or events were lost."""
-    if any(vma.space.tentative or vma.space.dying <= walk.until for vma in members):
+    last = len(visited) - 1
+    end = next((i for i, vma in enumerate(tree) if last >= 0 and vma is visited[last]), -1)
+    if any(vma.space.born > walk.when or vma.space.dying <= walk.until for vma in tree[: end + 1]):
         return "fork or exit under way"
-    return "events were lost" if any(vma.space.epoch != epoch for vma in members) else ""
-
-
-def _ways(source: Walk, members: list[Vma], until: int) -> list[tuple[list[Vma], list[bool]]]:
-    """Ways in which forks and exits may have gone since the entries were set, likelier first: VMAs; which hold one."""
-    spaces = {vma.space for vma in source.hit}
-
-    def holds(vma: Vma) -> bool:
-        return vma in source.hit or (vma.space.parent in spaces and vma.space.born >= source.when)
-
-    firm = [vma for vma in members if not vma.space.tentative]
-    ways = [(firm, [holds(vma) for vma in firm])]
-    if any(vma.space.dying <= until for vma in firm):
-        ways.append((firm, [holds(vma) and vma.space.dying > until for vma in firm]))
-    if len(firm) < len(members):
-        ways.append((members, [holds(vma) or (vma.space.tentative and vma.space.parent in spaces) for vma in members]))
-    return ways
+    return "events were lost" if any(vma.space.epoch != epoch for vma in visited) else ""

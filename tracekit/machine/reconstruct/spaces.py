@@ -148,12 +148,17 @@ def zap(space: Space, start: int, end: int, now: int) -> None:
         space.own.setdefault(page, []).append((now, None))
 
 
-def folio_at(space: Space | None, page: int) -> Folio | bool | None:
+def folio_before(space: Space, page: int, event: int) -> Folio | None:
+    """The folio that ``space`` mapped at ``page`` before ``event``, if it is known."""
+    folio = folio_at(space, page, before=event - 1)
+    return folio if isinstance(folio, Folio) else None
+
+
+def folio_at(space: Space | None, page: int, *, before: int = EVERYWHERE) -> Folio | bool | None:
     """What ``space`` maps at ``page``: a folio, None for nothing, False where the trace does not say.
 
     What neither fault nor zap touched since the fork is the parent's as it was then.
     """
-    before = EVERYWHERE
     while space is not None:
         when, folio = -1, None
         for event, one in reversed(space.own.get(page, ())):

@@ -180,23 +180,42 @@ class Space:
         vmas: those whose mmap was seen, by address; ``starts`` aligned with it.
         rest: stands for all others; None where the image is not known to be written before forks.
         own: page → [(event, folio or None)], what faults and zaps of this space put there, oldest first.
-        parent, born: what it was forked from, and after which event.
+        parent, begun, born: what it was forked from, between which events; ``EVERYWHERE`` while that goes on.
+        linked: end of the part of it that is certainly in the trees, while the fork goes on.
+        faulting: thread → page of its latest fault, which may not be over.
         epoch: how many losses of events there had been when its family began.
         data: the lowest page outside any VMA seen that was written: there the image's data begins.
-        tentative: a fork has begun to make it, and which of its VMAs are linked is not known yet.
         dying: event at which its exit began; from then on which of its VMAs are unlinked is not known.
     """
 
     __slots__ = (
-        *("born", "data", "dying", "epoch", "fd_family", "forked", "maps", "number", "own", "parent", "rest", "starts"),
-        *("tentative", "users", "vmas", "windows", "zaps"),
+        *(
+            "begun",
+            "born",
+            "data",
+            "dying",
+            "faulting",
+            "epoch",
+            "fd_family",
+            "forked",
+            "linked",
+            "maps",
+            "number",
+            "own",
+            "parent",
+            "rest",
+            "starts",
+        ),
+        *("users", "vmas", "windows", "zaps"),
     )
     count = 0
 
     def __init__(self, parent: "Space | None" = None, born: int = 0) -> None:
         Space.count += 1
         self.number = Space.count
-        self.parent, self.born = parent, born
+        self.parent, self.begun, self.born = parent, born, born
+        self.faulting: dict[int, int] = {}
+        self.linked = 0
         self.vmas: list[Vma] = []
         self.starts: list[int] = []
         self.own: dict[int, list[tuple[int, Folio | None]]] = {}
@@ -207,7 +226,6 @@ class Space:
         self.users = 1
         self.epoch: int = parent.epoch if parent else 0
         self.data: int = parent.data if parent else EVERYWHERE
-        self.tentative = False
         self.dying = EVERYWHERE
         self.forked = -1
         self.rest: Vma | None = None

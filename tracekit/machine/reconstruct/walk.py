@@ -1,5 +1,6 @@
 """One rmap walk in the making: its entries, the folio they were of, the VMAs it went through."""
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from tracekit.machine.reconstruct.state import Vma
@@ -12,6 +13,7 @@ class Run(NamedTuple):
     """Entries of one VMA.
 
     Attributes:
+        first, end: which of the walk's entries.
         row: of the timeline, where the first of them stands.
         page: of the first.
         base: where the folio's first page stands in this VMA, or would stand.
@@ -20,6 +22,8 @@ class Run(NamedTuple):
     row: int
     page: int
     base: int
+    first: int
+    end: int
 
 
 class Walk:
@@ -34,7 +38,7 @@ class Walk:
         source: of a remove walk, the walk that set its entries.
         found: of a try walk, its folio; None: not known.
         members: of a remove walk, the VMAs of the tree when it began.
-        hit: of a try walk, the VMAs whose entries it set.
+        hit: of a try walk, the VMAs whose entries it set, each with the run of them.
         done: of a try walk, whether its entries were restored.
         split: of a try walk, whether they are being restored as those of small folios.
         next_part: of a split folio, the page that its next remove walk is of.
@@ -54,20 +58,31 @@ class Walk:
         self.source: Walk | None = None
         self.found: Found | None = None
         self.members: list[Vma] = []
-        self.hit: set[Vma] = set()
+        self.hit: dict[Vma, Run] = {}
         self.next_part = head
         self.done = self.split = self.sure = self.dirty = False
 
     def runs(self) -> list[Run]:
         """A visit goes through a VMA's part of the folio in order, so where the PFN falls back another VMA begins."""
-        runs: list[Run] = []
+        starts: list[int] = []
         before, base = -1, -1
-        for row, page, pfn, pages in self.entries:
+        for i, (_, page, pfn, pages) in enumerate(self.entries):
             if pfn <= before or page - (pfn - self.head) != base:
                 base = page - (pfn - self.head)
-                runs.append(Run(row, page, base))
+                starts.append(i)
             before = pfn + pages - 1
+        runs = []
+        for first, end in pairwise([*starts, len(self.entries)]):
+            row, page, pfn, _ = self.entries[first]
+            runs.append(Run(row, page, page - (pfn - self.head), first, end))
         return runs
+
+    def set_any(self, run: Run, part: "Walk") -> bool:
+        """Whether ``run``, of a try walk, took away any page that the remove walk ``part`` can have put back."""
+        if part.order == self.order:
+            return True
+        end = part.head + (1 << part.order)
+        return any(pfn < end and part.head < pfn + pages for _, _, pfn, pages in self.entries[run.first : run.end])
 
     def pgoff(self) -> int:
         """The page offset of the folio, or of the part that a split made of it, in its tree."""

@@ -92,6 +92,8 @@ class Walker:
             walk.reason, walk.type, walk.dirty = task.reason, entry_type & DIRTY - 1, entry_type >= DIRTY
         walk.entries.append((row, page, pfn, 1 << order if whole == PMD else 1))
         walk.until = self.life.now
+        if event[-1]:
+            self._close(tid, task)
 
     def restore(self, event: Event) -> None:
         """A migration entry was replaced."""
@@ -116,6 +118,8 @@ class Walker:
                 task.part = walk
         walk.entries.append((row, page, pfn, 1 << walk.order if whole == PMD else 1))
         walk.until = self.life.now
+        if event[-1] and not walk.order:
+            self._close(tid, task)
 
     def _end_split(self, task: Open) -> None:
         """What follows the last part of a split folio that anything of was mapped."""
@@ -159,11 +163,12 @@ class Walker:
         if walk is None:
             return
         if walk.source is None:
-            walk.found, space = self.identify.of(tid, walk)
-            done = resolve_try(walk, space, self.life.epoch)
+            identity = self.identify.of(tid, walk)
+            walk.found = identity.found
+            done = resolve_try(walk, identity, self.life)
             task.add(walk)
         else:
-            done = resolve_remove(walk, self.life.epoch)
+            done = resolve_remove(walk, self.life)
             self._moved(walk, walk.source)
         walk.sure = not done.why
         if done.why:
