@@ -115,6 +115,7 @@ class Call:
     start_ns: int
     parent: "Call | None"
     migrates: bool = False
+    lost_inside: bool = False  # the end of a migrate_pages() right inside it was never seen
     end_seq: int | None = None
     end_ns: int | None = None
     counts: dict = field(default_factory=lambda: {"tracepoints": 0, "kprobes": 0, "kretprobes": 0})
@@ -155,7 +156,9 @@ class Episode:
     @property
     def in_migrate_pages(self):
         call = (self.removed or self.tried).call
-        return None if call is None else call.kind == "migrate_pages"
+        if call is None or (call.kind != "migrate_pages" and call.lost_inside):
+            return None
+        return call.kind == "migrate_pages"
 
     @property
     def order(self):
@@ -361,6 +364,9 @@ class Machine:
         task.calls = [call for call in task.calls if call.kind not in kinds]
 
     def finish(self, links):
+        for call in self.calls:
+            if call.kind == "migrate_pages" and call.end_seq is None and call.parent is not None:
+                call.parent.lost_inside = True
         episodes = self.episodes()
         of_walk = {}
         for episode in episodes:

@@ -418,6 +418,22 @@ def test_a_call_is_over_where_a_system_call_followed_that_migrated_nothing(tmp_p
     assert calls.select("name", "end_row").rows() == [("compaction", None)]
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_copy_in_a_call_whose_migrate_pages_lost_its_end_is_of_either_kind(ended, tmp_path):
+    """A fork copied the second entry: no driver's migrate_vma() collected it, as far as one can tell."""
+    script = traces.Script()
+    script.enter("move_pages")
+    script.start()
+    script.migrate(FOLIOS[0], FOLIOS[4], [-1], [-1, -2])
+    if ended:
+        script.end()
+    script.exit("move_pages")
+    check(script.events)
+    replayed = machine.replay(traces.write(tmp_path / "t", script.events))
+    assert replayed.episodes["in_migrate_pages"].to_list() == [True if ended else None]
+    assert "migration_entry.fork_copy" in replayed.operations["op"].cast(pl.String).to_list()
+
+
 @pytest.mark.parametrize("vmas", [(1, 1, 2, 2), (1, 2, 1, 3, 1), (1, 2, 2, 1), (1, 2, 1, 2)])
 def test_a_vma_that_comes_back_begins_a_walk(vmas):
     check(visits(*vmas))

@@ -17,7 +17,7 @@ def find_episodes(walks: pl.DataFrame, pairs: pl.DataFrame, calls: pl.DataFrame,
 
     Returns:
         episode (row number, in time order per task), task, call, try_walk, remove_walk, src, dst, order, visits,
-        in_migrate_pages (null: no call seen, or not recorded), moved (null: source not known), try_first_row,
+        in_migrate_pages (null: no call seen, its end lost, or not recorded), moved (null: source not known), try_first_row,
         try_last_row, try_return_row (null: not probed), first_row, and known: both walks seen, no event lost in either.
     """
     tries = walks.filter(~pl.col("is_remove")).select(
@@ -37,7 +37,11 @@ def find_episodes(walks: pl.DataFrame, pairs: pl.DataFrame, calls: pl.DataFrame,
     )
     of_try = walks.select("task", "call", try_walk="walk")
     alone = tries.join(pairs, on="try_walk", how="anti").join(of_try, on="try_walk", how="left")
-    kinds = calls.select("call", in_migrate_pages=pl.col("kind") == "migrate_pages")
+    is_migrate = pl.col("kind") == "migrate_pages"
+    # what followed a migrate_pages() whose end was lost, in the same system call, was in it or not
+    around = calls.filter(is_migrate & pl.col("end_row").is_null())["parent"].drop_nulls().unique()
+    maybe = pl.col("call").is_in(around.implode()) & ~is_migrate
+    kinds = calls.select("call", in_migrate_pages=pl.when(~maybe).then(is_migrate))
     lost = pl.any_horizontal(pl.col("lost", "try_lost").fill_null(value=False))
     return (
         pl.concat([removes, alone], how="diagonal")

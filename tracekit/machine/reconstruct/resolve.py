@@ -43,8 +43,10 @@ def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
     elif not found.folio.sure:
         why = "origin of the folio not seen"
     else:
-        settled = "fork or exit under way" if life.changed >= walk.when else _unsettled(walk, tree, visited, life.epoch)
-        why = settled or ("" if hits.sure else "which VMAs map it not seen")
+        unsettled = _unsettled(walk, tree, visited, life)
+        if not unsettled and life.changed >= walk.when:
+            unsettled = "fork or exit under way"
+        why = unsettled or ("" if hits.sure else "which VMAs map it not seen")
     return Resolved(visited, hits.member, why)
 
 
@@ -73,7 +75,7 @@ def resolve_remove(walk: Walk, life: Life) -> Resolved:
         if hits.sure:
             break
     _prove({members[i] for i in hits.member if i >= 0}, sure=hits.sure)
-    why = _unsettled(walk, walk.members, walk.members, life.epoch)
+    why = _unsettled(walk, walk.members, walk.members, life)
     if not why and not hits.sure:
         why = "which VMAs hold entries not seen"
     if not why and not source.sure:
@@ -103,10 +105,12 @@ def _prove(hit: Iterable[Vma], *, sure: bool) -> None:
             vma.space.linked = max(vma.space.linked, vma.end)
 
 
-def _unsettled(walk: Walk, tree: list[Vma], visited: list[Vma], epoch: int) -> str:
-    """Whether the tree may have been another: a fork or an exit is under way, or events were lost."""
-    last = len(visited) - 1
-    end = next((i for i, vma in enumerate(tree) if last >= 0 and vma is visited[last]), -1)
+def _unsettled(walk: Walk, tree: list[Vma], visited: list[Vma], life: Life) -> str:
+    """Whether the tree may have been another: events were lost, a fork or an exit is under way."""
+    if any(vma.space.epoch != life.epoch for vma in visited):
+        return "events were lost"
+    last = visited[-1] if visited else None
+    end = next((i for i, vma in enumerate(tree) if vma is last), -1)
     if any(vma.space.born > walk.when or vma.space.dying <= walk.until for vma in tree[: end + 1]):
         return "fork or exit under way"
-    return "events were lost" if any(vma.space.epoch != epoch for vma in visited) else ""
+    return ""
