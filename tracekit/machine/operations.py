@@ -55,6 +55,9 @@ OPERATIONS: dict[str, str] = {
     "tlb.flush": "a flush of the processor's own TLB (tlb_flush reasons 2 and 3)",
     "tlb.shootdown": "an IPI to other processors to flush their TLBs (tlb_flush reason 4: one to all of them)",
     "counter.update": "one update of a folio's count of migration entries: a policy's own cost",
+    "folio.copy_batch": "the contents of a batch of folios copied in one call: a policy's own",
+    "folio.copy_batched": "one folio's contents copied in such a call, and its place in the batch: a policy's own",
+    "folio.move_attempt": "one more attempt to move a folio: a policy's own",
 }
 
 AMOUNTS: dict[str, str] = {
