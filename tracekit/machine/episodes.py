@@ -17,8 +17,9 @@ def find_episodes(walks: pl.DataFrame, pairs: pl.DataFrame, calls: pl.DataFrame,
 
     Returns:
         episode (row number, in time order per task), task, call, try_walk, remove_walk, src, dst, order, visits,
-        in_migrate_pages (null: no call seen, its end lost, or not recorded), moved (null: source not known), try_first_row,
-        try_last_row, try_return_row (null: not probed), first_row, and known: both walks seen, no event lost in either.
+        in_migrate_pages (null: no call seen, its end lost, or not recorded), moved (null: source not known),
+        try_first_row, try_last_row, try_return_row (null: not probed), first_row, and known: both walks seen, no event
+        lost in either.
     """
     tries = walks.filter(~pl.col("is_remove")).select(
         "order",
@@ -59,7 +60,7 @@ def find_episodes(walks: pl.DataFrame, pairs: pl.DataFrame, calls: pl.DataFrame,
     )
 
 
-def entries_stayed(entries: pl.DataFrame, arch: str) -> pl.DataFrame:
+def entries_stayed(entries: pl.DataFrame, arch: str, page_size: int) -> pl.DataFrame:
     """(remove_walk, stayed): whether the first entry that the walk restored points at the page it pointed at before.
 
     Empty for an architecture whose entries are not decoded.
@@ -70,8 +71,8 @@ def entries_stayed(entries: pl.DataFrame, arch: str) -> pl.DataFrame:
         .unique("walk", keep="first", maintain_order=True)
         .join(entries.select(partner="row", set_pte="pte"), on="partner")
     )
-    before = pte.migration_entry_pfn(first["set_pte"].to_numpy(), arch)
-    after = pte.present_pfn(first["pte"].to_numpy(), arch)
+    before = pte.migration_entry_pfn(first["set_pte"].to_numpy(), arch, page_size)
+    after = pte.present_pfn(first["pte"].to_numpy(), arch, page_size)
     if before is None or after is None:
         return pl.DataFrame(schema={"remove_walk": pl.Int64, "stayed": pl.Boolean})
     return first.select(remove_walk="walk").with_columns(stayed=pl.Series(before == after, dtype=pl.Boolean))

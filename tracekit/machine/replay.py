@@ -72,7 +72,8 @@ def replay(trace: Trace, *, fidelity: str | None = None) -> Replay:
         lost=pl.Series(touched(reach(rows, walks), windows, rows) | _inferred_walks(rows, walks), dtype=pl.Boolean),
         call=pl.Series(calls.of_row[first]).replace(-1, None),
     )
-    stayed = entries_stayed(entries, trace.manifest["machine"]["arch"] or "")
+    machine = trace.manifest["machine"]
+    stayed = entries_stayed(entries, machine["arch"] or "", machine["page_size"] or 4096)
     episodes = find_episodes(walk_table, pair_walks(rows, walks, entries), call_table, stayed)
     if not schema.recorded(trace, "mm_migrate_pages_start"):
         episodes = episodes.with_columns(in_migrate_pages=pl.lit(None, pl.Boolean))

@@ -19,7 +19,7 @@ from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.rows import Made
 from tracekit.machine.reconstruct.state import Space, Vma
 from tracekit.machine.reconstruct.walker import Walker
-from tracekit.machine.timeline import Source
+from tracekit.machine.timeline import Kind, Source
 from tracekit.trace import Trace
 
 __all__ = ["Reconstruction", "reconstruct", "take"]
@@ -41,7 +41,13 @@ class Reconstruction(NamedTuple):
 
 def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     """Put the walks into the timeline ``rows``, which holds no probes."""
-    marks = entries(rows, trace.manifest["machine"]["arch"] or "")
+    machine = trace.manifest["machine"]
+    marks = (
+        entries(rows, machine["arch"] or "") if machine["page_size"] in (None, 4096) else pl.DataFrame(schema=SCHEMA)
+    )
+    sets = len(rows.filter(pl.col("kind") == Kind.SET))
+    if marks.is_empty() and sets:
+        return Reconstruction(_merge(rows, []), {"values of the migration entries not understood": sets})
     # a call that never happened leaves no table, so one of them speaks for all
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
     walker = take(life_cycle(trace), marks, complete=complete)

@@ -104,14 +104,18 @@ def entries(rows: pl.DataFrame, arch: str) -> pl.DataFrame:
 
     a: row, b: page of the address, c: PFN, d: order (null: none printed), e: type of the migration entry for a set,
     with DIRTY, f: PMD for a whole one. Of an EDGE e says whether migrate_pages() starts, f what its reason tells.
+    Empty where the values of the entries are not understood.
     """
     kinds = {Kind.SET: Code.SET, Kind.RESTORE: Code.RESTORE, Kind.MIGRATE_START: Code.EDGE, Kind.MIGRATE_END: Code.EDGE}
     picked = rows.with_row_index("a").filter(pl.col("kind").is_in(list(kinds)))
     word = picked["pte"].fill_null(0).to_numpy()
-    of_set, of_restore = pte.migration_entry_pfn(word, arch), pte.present_pfn(word, arch)
-    if of_set is None or of_restore is None:
-        return pl.DataFrame(schema=SCHEMA)
     is_set = (picked["kind"] == Kind.SET).to_numpy()
+    layout, after = pte.layout_of(word[is_set], arch), pte.present_pfn(word, arch)
+    if layout is None or after is None:
+        return pl.DataFrame(schema=SCHEMA)
+    pfn, entry = after.copy(), np.zeros(len(word), dtype=np.int64)
+    pfn[is_set] = layout.source_frames(word[is_set])
+    entry[is_set] = layout.types(word[is_set]) + DIRTY * layout.dirty(word[is_set])
     whole = picked["event"].cast(pl.String).str.starts_with("thp:")
     reason = picked["label"].cast(pl.String)
     return picked.select(
@@ -121,11 +125,11 @@ def entries(rows: pl.DataFrame, arch: str) -> pl.DataFrame:
         tid="task",
         a="a",
         b=pl.col("addr") // 4096,
-        c=pl.Series(np.where(is_set, of_set, of_restore)),
+        c=pl.Series(pfn),
         d="order",
         e=pl.when(pl.col("kind").is_in([Kind.MIGRATE_START, Kind.MIGRATE_END]))
         .then(pl.col("kind") == Kind.MIGRATE_START)
-        .otherwise(pl.Series(pte.migration_entry_type(word) + DIRTY * pte.migration_entry_dirty(word))),
+        .otherwise(pl.Series(entry)),
         f=pl.when(whole)
         .then(1)
         .when(reason.is_in(OWN_REASONS))
