@@ -42,6 +42,10 @@ PolicyOption = Annotated[
         "policies.",
     ),
 ]
+CostsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--costs", metavar="TRACE", help="Take prices from this trace of the same machine, too; repeatable."),
+]
 MaxLossOption = Annotated[
     float, typer.Option(min=0, max=1, help="Share of events that may be lost before the exit status is 3.")
 ]
@@ -139,6 +143,7 @@ def replay(
     fidelity: Annotated[
         str | None, typer.Option(help="Use no more than this: observed, reconstructed, counts.")
     ] = None,
+    costs: CostsOption = None,
     output: OutOption = None,
     force: ForceOption = False,
     max_loss: MaxLossOption = 0.0,
@@ -152,7 +157,7 @@ def replay(
         check_target(output, force=force)
     names = registry.names("tracekit.policies") if all_policies else []
     trace = pipeline.load(path, progress=_progress("ingest"))
-    result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity)
+    result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity, costs=costs or ())
     if output is not None:
         result.write(output, force=force)
     _say(reports.render(result.document, "json" if as_json else "txt").decode().rstrip("\n"))

@@ -47,8 +47,10 @@ def load(path: Path, *, progress: Progress | None = None) -> Trace:
     return trace
 
 
-def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None) -> Result:
+def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None, costs: Sequence[Path] = ()) -> Result:
     """Replay ``trace`` once and judge each policy that ``specs`` name on it, the two bounds first.
+
+    Prices are made from ``trace`` and from ``costs``: other traces of the same machine.
 
     Raises:
         UsageError: an unknown policy or parameter, or a fidelity that the trace does not allow.
@@ -64,7 +66,7 @@ def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None) -> R
         else Judged(one, None)
         for one in chosen
     ]
-    document = summarise(trace, facts, calibrate(facts), judged)
+    document = summarise(trace, facts, calibrate(facts, [replay(load(path)) for path in costs]), judged)
     counts = [_counts(facts, one.chosen.spec, one.judgement) for one in judged if one.judgement is not None]
     return Result(document, facts.operations, pl.concat(counts))
 

@@ -6,14 +6,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracekit.costs import CostModel, Prices, untraced_ns
+from tracekit import blocking
+from tracekit.costs import CostModel, Prices, keys
+from tracekit.costs.model import DRAWS, Floats, generator
 from tracekit.machine.replay import Replay
+from tracekit.machine.timeline import Source
 from tracekit.policies import Judgement
 
-Floats = npt.NDArray[np.float64]
-
-# What remains when the prices are right: ± this much of the ratio (ACCURACY.md, interval of one trace)
-RATIO_MARGIN = 0.015
+_TAKEN = {Source.TRACEPOINT: "tracepoints", Source.KPROBE: "kprobes", Source.KRETPROBE: "kretprobes"}
+_MOST_BLOCKS = 200  # of calls, for the bootstrap
+_ALIKE = 0.02  # in their number of records: calls that do the same work
+_VOID = 0.25  # share of the draws that may leave less time than is saved
 
 
 class Interval(NamedTuple):
@@ -53,43 +56,135 @@ def predict(replay: Replay, judgement: Judgement, costs: CostModel, calls: pl.Da
     """
     good = calls.filter(~pl.col("lost") & pl.col("end_row").is_not_null())
     traced = int(good["duration_ns"].sum()) if len(good) else None
-    spared = spared_by_call(replay, judgement).join(enclosed(replay, good), on="call", how="semi")
-    counts = {op: int(n) for op, n in spared.group_by("op").agg(pl.col("count").sum()).iter_rows() if n}
+    inside = enclosed(replay, good)
+    spared = spared_by_call(replay, judgement).join(inside, on="call", how="semi")
+    if judgement.batches is not None:  # what a copy takes is its own, and not that of its sort
+        spared = spared.filter(~pl.col("key").is_in(blocking.OWN))
+    counts = {key: n for key, n in spared.group_by("key").agg(pl.col("count").sum()).iter_rows() if n}
 
     def refuse(reason: str) -> Prediction:
         return Prediction(len(calls), len(good), traced, None, None, None, reason)
 
     if not len(good):
         return refuse("no call with both ends seen and no event lost")
-    if costs.best is None or costs.cheap is None or costs.dear is None:
+    if costs.prices is None:
         return refuse(costs.how[0])
-    unpriced = sorted(op for op in counts if op != "counter.update" and op not in costs.best.visit_ns)
+    unpriced = sorted(key for key in counts if key not in costs.prices.price_ns)
     if unpriced:
         return refuse(f"no price in this trace for {', '.join(unpriced)}")
-    both = [_price(counts, prices, good) for prices in (costs.best, costs.cheap, costs.dear)]
-    if any(saved >= untraced for untraced, saved in both):
+    untraced, saved = _times(replay, _felt(replay, good), spared, costs.prices)
+    if judgement.batches is not None:
+        batched = blocking.saving(replay, judgement.batches, costs.prices, inside)
+        if isinstance(batched, str):
+            return refuse(batched)
+        saved = saved + batched
+    if saved[0] >= untraced[0] or np.mean(saved >= untraced) > _VOID:
         return refuse("void: the estimated tracing overhead leaves less time than the policy would save")
-    ratios = [1 - saved / untraced for untraced, saved in both]
-    untraced = Interval(*_spread([untraced for untraced, _ in both]))
-    policy = Interval(*_spread([untraced - saved for untraced, saved in both]))
-    low, median, high = _spread(ratios)
-    margin = RATIO_MARGIN if counts else 0.0  # where nothing changes the ratio is 1, whatever the prices
-    ratio = Interval(max(0.0, low - margin), median, high + margin)
-    return Prediction(len(calls), len(good), traced, untraced, policy, ratio, None)
+    ratio = _interval(np.maximum(1 - saved / untraced, 0.0))
+    if counts or saved.any():  # where nothing changes the ratio is 1, whatever the prices
+        ratio = _widened(ratio, costs.margin)
+    return Prediction(len(calls), len(good), traced, _interval(untraced), _interval(untraced - saved), ratio, None)
+
+
+def _felt(replay: Replay, calls: pl.DataFrame) -> pl.DataFrame:
+    """``calls`` with the duration and records of the one system call inside, for a mark: a mark is a little wider."""
+    inner = (
+        replay.calls.filter(pl.col("kind") == "syscall", ~pl.col("lost"))
+        .filter(pl.len().over("parent") == 1)
+        .select("duration_ns", *_TAKEN.values(), call="parent")
+        .drop_nulls()
+    )
+    is_mark = pl.col("kind") == "mark"
+    return calls.join(inner, on="call", how="left", maintain_order="left", suffix="_inner").with_columns(
+        pl.when(is_mark).then(pl.coalesce(f"{name}_inner", name)).otherwise(name).alias(name)
+        for name in ("duration_ns", *_TAKEN.values())
+    )
+
+
+def _times(replay: Replay, calls: pl.DataFrame, spared: pl.DataFrame, prices: Prices) -> tuple[Floats, Floats]:
+    """float64[DRAWS] each: untraced time of ``calls`` and the time saved in them, ns; a bootstrap over calls."""
+    block = pl.int_range(len(calls)) * min(len(calls), _MOST_BLOCKS) // len(calls)
+    facts = calls.select("duration_ns", *_TAKEN.values(), block=block).group_by("block").sum().sort("block")
+    blocks = _blocks(replay, calls.select("call", block=block), spared)
+    drawn = generator("calls").integers(0, len(facts), (DRAWS, len(facts)))
+    drawn[0] = np.arange(len(facts))
+
+    def total(column: pl.Series) -> Floats:
+        summed: Floats = column.to_numpy().astype(np.float64)[drawn].sum(axis=1)
+        return summed
+
+    untraced = _durations(facts, drawn)
+    for source, column in _TAKEN.items():
+        untraced = untraced - total(facts[column]) * prices.overhead_ns[source]
+    saved = np.zeros(DRAWS)
+    for key in blocks["key"].unique(maintain_order=True):
+        of_key = blocks.filter(pl.col("key") == key)
+        counts = facts.select("block").join(of_key, on="block", how="left", maintain_order="left")["count"]
+        saved = saved + total(counts.fill_null(0)) * prices.price_ns[key]
+    return untraced, saved
+
+
+def _durations(facts: pl.DataFrame, drawn: npt.NDArray[np.int64]) -> Floats:
+    """float64[DRAWS]: summed duration; where all the calls did the same, the usual one's: the first is often cold."""
+    duration = facts["duration_ns"].to_numpy().astype(np.float64)[drawn]
+    records = facts.select(pl.sum_horizontal(_TAKEN.values())).to_series().to_numpy()
+    alike = len(facts) > 2 and float(np.ptp(records)) <= _ALIKE * float(
+        records.max()
+    )  # of two neither is the usual one
+    summed: Floats = np.median(duration, axis=1) * len(facts) if alike else duration.sum(axis=1)
+    return summed
+
+
+def _blocks(replay: Replay, outer: pl.DataFrame, spared: pl.DataFrame) -> pl.DataFrame:
+    """(block, key, count): what is spared in each block of calls, with what they enclose."""
+    parent = dict(replay.calls.select("call", "parent").iter_rows())
+    block = dict(outer.iter_rows())
+
+    def of(call: int | None) -> int | None:
+        while call is not None and call not in block:
+            call = parent[call]
+        return None if call is None else block[call]
+
+    of_call = {call: of(call) for call in spared["call"].unique().to_list()}
+    return (
+        spared.with_columns(block=pl.col("call").replace_strict(of_call, return_dtype=pl.Int64))
+        .group_by("block", "key", maintain_order=True)
+        .agg(pl.col("count").sum())
+        .sort("key", "block")
+    )
+
+
+def _interval(draws: Floats) -> Interval:
+    low, high = np.percentile(draws, (5, 95))
+    best = float(draws[0])
+    return Interval(min(float(low), best), best, max(float(high), best))
+
+
+def _widened(ratio: Interval, margin: float) -> Interval:
+    """With what remains when the prices are right; independent of them, so squares add."""
+    low, best, high = ratio
+    return Interval(
+        max(0.0, best - float(np.hypot(best - low, margin))), best, best + float(np.hypot(high - best, margin))
+    )
 
 
 def spared_by_call(replay: Replay, judgement: Judgement) -> pl.DataFrame:
-    """(call, op, count): operations spared, positive, and added, negative; none from an episode that is harmed."""
+    """(call, key, count): operations spared, positive, and added, negative, by price; none from an episode harmed."""
     spared = 1 - judgement.executed
     if judgement.harmed is not None:
         spared = np.where(judgement.harmed, 0, spared)
-    ops = replay.operations.select("call", "op").with_columns(pl.col("op").cast(pl.String))
+    ops = replay.operations.select("call", key=keys())
     parts = [ops.with_columns(count=pl.Series(spared))]
     parts += [
-        ops.with_columns(count=pl.Series(-count), op=pl.lit(name)).filter(pl.col("count") != 0)
+        ops.with_columns(count=pl.Series(-count), key=pl.lit(name)).filter(pl.col("count") != 0)
         for name, count in judgement.added.items()
     ]
-    return pl.concat(parts).filter(pl.col("count") != 0).group_by("call", "op").agg(pl.col("count").sum())
+    return (
+        pl.concat(parts)
+        .filter(pl.col("count") != 0)
+        .group_by("call", "key", maintain_order=True)
+        .agg(pl.col("count").sum())
+    )
 
 
 def enclosed(replay: Replay, calls: pl.DataFrame) -> pl.DataFrame:
@@ -112,17 +207,6 @@ def enclosing(replay: Replay, calls: pl.DataFrame) -> pl.DataFrame:
             around.add(call)
             call = parents[call]
     return pl.DataFrame({"call": sorted(around)}, schema={"call": pl.Int64})
-
-
-def _price(counts: dict[str, int], prices: Prices, calls: pl.DataFrame) -> tuple[float, float]:
-    """Untraced time of ``calls`` and the time saved in them, ns."""
-    costs = {**prices.visit_ns, "counter.update": prices.update_ns}
-    saved = sum(count * costs[op] for op, count in counts.items())
-    return float(np.nansum(untraced_ns(calls, prices))), float(saved)
-
-
-def _spread(best_and_ends: list[float]) -> tuple[float, float, float]:
-    return min(best_and_ends), best_and_ends[0], max(best_and_ends)
 
 
 def as_json(prediction: Prediction) -> dict[str, Any]:

@@ -67,18 +67,16 @@ def _predict(folder: Path, config: str, asked: dict[str, Any]) -> Row:
     """One row; a prediction that cannot be made has its reason."""
     found: dict[str, Any] = {}
     fidelity, reason = None, None
-    if asked["costs"]:
-        reason = "prices from other traces are not taken yet"
-    else:
-        try:
-            result = pipeline.run(pipeline.load(folder / asked["trace"]), [asked["policy"]])
-            fidelity = result.document["fidelity"]
-            policy = result.document["policies"][-1]
-            call = next((call for call in policy.get("calls", []) if call["call"] == asked["call"]), None)
-            found = (call or {}).get("ratio") or {}
-            reason = None if found else (call or policy).get("reason") or f"no call {asked['call']} in the trace"
-        except TracekitError as fault:
-            reason = str(fault)
+    try:
+        trace = pipeline.load(folder / asked["trace"])
+        result = pipeline.run(trace, [asked["policy"]], costs=[folder / path for path in asked["costs"]])
+        fidelity = result.document["fidelity"]
+        policy = result.document["policies"][-1]
+        call = next((call for call in policy.get("calls", []) if call["call"] == asked["call"]), None)
+        found = (call or {}).get("ratio") or {}
+        reason = None if found else (call or policy).get("reason") or f"no call {asked['call']} in the trace"
+    except TracekitError as fault:
+        reason = str(fault)
     measured, median = asked["measured_ratio"], found.get("median")
     error = None if median is None else 100 * abs(median - measured) / max(1.0, measured)
     covered = None if median is None else found["low"] <= measured <= found["high"]

@@ -1,0 +1,166 @@
+"""What an operation costs, and what tracing it cost: prices made from the trace's own gaps, and from others' beside it.
+
+Taking a record delays its task. So between two visits of a walk lies the visit and the cost of every record in
+between, and a call's traced duration holds the cost of all its records:
+
+    m    = centre(gap visit → next visit) - records in the gap x overhead      the true price of a visit
+    D_u  = D - records in the call x overhead                                  the call's untraced duration
+
+Everything hangs on the overhead. Sources, best first (ACCURACY.md): two traces of the same work at two densities
+(``densities``), this trace alone (``one_trace``), and where it holds no visits, its phases (``phases``). Prices are
+this trace's: never carry them to another machine, clock or tracer.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from tracekit.costs import densities, one_trace
+from tracekit.costs.gaps import MIN_SAMPLES, Records, records
+from tracekit.costs.keys import keys, miss
+from tracekit.costs.model import CostModel, Floats, Prices, fixed, uncertain
+from tracekit.machine.replay import Replay
+from tracekit.machine.timeline import Source
+
+__all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "keys", "miss", "untraced_ns"]
+
+UPDATE = "counter.update"
+UPDATE_SHARE = (0.01, 0.004)  # of a probe's overhead: one atomic update of a counter; its deviation
+TRACEPOINT_IN_PROBES = (0.55, 0.15)  # where no gap into a tracepoint tells
+MARGIN = {"one_trace": 0.015, "two_densities": 0.02}
+
+
+def calibrate(replay: Replay, others: Sequence[Replay] = ()) -> CostModel:
+    """Read the prices off the records of ``replay``, and off ``others`` of the same machine where they tell more."""
+    these = records(replay)
+    for other in map(records, others):
+        found = densities.overhead(these, other, _tracepoint_share(these, other))
+        if found is not None:
+            return _of_two_densities([these, other], found)
+    near = one_trace.neighbours(these)
+    if isinstance(near, int):
+        how = [f"no prices: needs {MIN_SAMPLES} gaps between try_to_migrate and its first visit, found {near}"]
+        return CostModel(None, 0.0, "none", {"probe": near}, None, how)
+    return _of_one_trace(these, near)
+
+
+def untraced_ns(calls: pl.DataFrame, prices: Prices) -> Floats:
+    """float64[n_calls, DRAWS]: duration less what taking the call's records cost; NaN where its end was not seen."""
+    columns = (
+        (Source.TRACEPOINT, "tracepoints"),
+        (Source.KPROBE, "kprobes"),
+        (Source.KRETPROBE, "kretprobes"),
+    )
+    untraced: Floats = calls["duration_ns"].cast(pl.Float64).fill_null(np.nan).to_numpy()[:, None]
+    for source, column in columns:
+        untraced = untraced - calls[column].cast(pl.Float64).to_numpy()[:, None] * prices.overhead_ns[source]
+    return untraced
+
+
+class _Visit(NamedTuple):
+    """Usual gap (for the price) and mean gap (for sums) of visits that find nothing; float64[DRAWS] each."""
+
+    usual_ns: Floats
+    mean_ns: Floats
+    total_ns: float
+    samples: int
+
+
+def _of_one_trace(these: Records, near: one_trace.Neighbours) -> CostModel:
+    probe = one_trace.PROBE_SHARE[0] * near.gap_ns
+    tracepoint = one_trace.tracepoint_ns(these)
+    tracepoint = probe if tracepoint is None else np.minimum(tracepoint, probe)
+    visits, samples = _visits([these], float(probe[0]), float(tracepoint[0]))
+    how: list[str] = []
+    prices: dict[str, Floats] = {}
+    excess = fixed(0.0)
+    for op, visit in reversed(visits.items()):  # the remove walk has the say: its visits are what the policies spare
+        if not prices:
+            prices[miss(op)], apart = one_trace.solve(near, visit.usual_ns)
+            probe = visit.usual_ns - prices[miss(op)]
+            excess = visit.mean_ns - visit.usual_ns
+            how.append(f"the two ways to price a visit differ by a factor of {max(apart, 1 / apart):.2f}")
+        else:
+            prices[miss(op)] = np.maximum(visit.usual_ns - probe, 0.01 * visit.usual_ns)
+    # What makes the mean gap longer than the usual one, a page of the ring buffer begun, is tracing, too
+    probe = np.maximum(probe + np.maximum(excess, 0.0), 0.0)
+    head = [
+        f"taking a probe: {probe[0]:.0f} ns, of {near.gap_ns[0]:.0f} ns between two neighbours ({near.samples} gaps)",
+        f"taking a tracepoint: {tracepoint[0]:.0f} ns, {one_trace.TRACEPOINT_SHARE[0]} of the least usual gap into one",
+    ]
+    samples = {"probe": near.samples, **samples}
+    seen = sum(visit.total_ns for visit in visits.values())
+    priced = sum(visit.samples * float(prices[miss(op)][0] + probe[0]) for op, visit in visits.items())
+    residual = abs(priced - seen) / seen if seen else None
+    return CostModel(
+        _prices(probe, np.minimum(tracepoint, probe), prices),
+        MARGIN["one_trace"],
+        "one_trace",
+        samples,
+        residual,
+        [*head, *_say(visits, samples, prices), *how],
+    )
+
+
+def _of_two_densities(traces: list[Records], found: densities.Overhead) -> CostModel:
+    """Visits come from the trace that holds them, the first of ``traces`` if both do."""
+    visits, samples = _visits(traces, float(found.kprobe_ns[0]), float(found.tracepoint_ns[0]))
+    prices = {miss(op): np.maximum(one.mean_ns - found.kprobe_ns, 0.01 * one.mean_ns) for op, one in visits.items()}
+    head = (
+        f"taking a probe: {found.kprobe_ns[0]:.0f} ns, a tracepoint: {found.tracepoint_ns[0]:.0f} ns, off a trace of "
+        f"the same work at another density ({found.stretches} sorts of stretches)"
+    )
+    return CostModel(
+        _prices(found.kprobe_ns, found.tracepoint_ns, prices),
+        MARGIN["two_densities"],
+        "two_densities",
+        samples,
+        found.residual,
+        [head, *_say(visits, samples, prices)],
+    )
+
+
+def _visits(traces: list[Records], kprobe_ns: float, tracepoint_ns: float) -> tuple[dict[str, _Visit], dict[str, int]]:
+    """Gaps after visits that find nothing, by operation, from the first trace with enough of them; and how many."""
+    rough = {Source.TRACEPOINT: tracepoint_ns, Source.KPROBE: kprobe_ns, Source.KRETPROBE: kprobe_ns}
+    found: dict[str, _Visit] = {}
+    samples: dict[str, int] = {}
+    for kind, op in one_trace.VISITS.items():
+        for these in traces:
+            gaps = one_trace.visit_gaps(these, kind, rough)
+            samples[op] = max(samples.get(op, 0), len(gaps.single_ns))
+            if gaps.enough:
+                found[op] = _Visit(*one_trace.usual(op, these, gaps), float(gaps.single_ns.sum()), samples[op])
+                break
+    return found, samples
+
+
+def _prices(probe: Floats, tracepoint: Floats, visits: dict[str, Floats]) -> Prices:
+    overhead = {Source.TRACEPOINT: tracepoint, Source.KPROBE: probe, Source.KRETPROBE: probe}
+    update = np.maximum(uncertain("update", *UPDATE_SHARE), 0.0) * probe
+    return Prices(overhead, {**visits, UPDATE: update})
+
+
+def _say(visits: dict[str, _Visit], samples: dict[str, int], prices: dict[str, Floats]) -> list[str]:
+    said = []
+    for op, n in samples.items():
+        if op not in visits:
+            said.append(f"{miss(op)}: not priced, {n} gaps of the {MIN_SAMPLES} it takes")
+            continue
+        low, high = np.percentile(prices[miss(op)], (5, 95))
+        said.append(
+            f"{miss(op)}: {prices[miss(op)][0]:.0f} ns ({low:.0f} to {high:.0f}) "
+            f"of a gap of {visits[op].usual_ns[0]:.0f} ns with one probe in it ({n} gaps)"
+        )
+    return said
+
+
+def _tracepoint_share(*traces: Records) -> Floats:
+    """float64[DRAWS]: what a tracepoint costs in probes, as the first of ``traces`` that can tell has it."""
+    for these in traces:
+        near, tracepoint = one_trace.neighbours(these), one_trace.tracepoint_ns(these)
+        if not isinstance(near, int) and tracepoint is not None:
+            return np.clip(tracepoint / (one_trace.PROBE_SHARE[0] * near.gap_ns), 0.1, 1.0)
+    return np.clip(uncertain("tracepoint share", *TRACEPOINT_IN_PROBES), 0.1, 1.0)
