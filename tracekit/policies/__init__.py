@@ -21,17 +21,21 @@ class Batches(NamedTuple):
 
     Attributes:
         of_row: int64[n_ops], at each folio.copy the number of its batch; -1: copied alone, as traced, and elsewhere.
+        traced: int64[n_ops], the same as the traced kernel moved them, all of them; -1 elsewhere.
         speedup: float64[3, n_ops], low, best and high: time of a copy by one CPU / its share of the batch's copy.
         setup_ns: of one batch, the trace's clock; None: ``setup_copies``.
         setup_copies: low, best and high: setup of one batch / time in which one CPU copies 2 MiB.
         before_move: contents are copied before any metadata is moved, else after all of it.
+        is_free: a folio's place in its batch costs nothing: of a bound.
     """
 
     of_row: Ints
+    traced: Ints
     speedup: Floats
     setup_ns: float | None
     setup_copies: tuple[float, float, float]
     before_move: bool
+    is_free: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Judgement:
         losses: what the kernel would no longer achieve, by name.
         open: what the trace leaves open, by name: an interval, not a number.
         batches: copies that are made together; None: the policy leaves them alone.
+        amounts: name of ``operations.AMOUNTS`` → int64[n_ops], how much more of it than traced; negative: less.
+        proof: what shows the unsafe outcomes, one row each: outcome, time_ns, task, addr, seq; None: none.
     """
 
     executed: Ints
@@ -55,6 +61,8 @@ class Judgement:
     losses: dict[str, int] = field(default_factory=dict)
     open: dict[str, int] = field(default_factory=dict)
     batches: Batches | None = None
+    amounts: dict[str, Ints] = field(default_factory=dict)
+    proof: pl.DataFrame | None = None
 
 
 class Policy(Protocol):

@@ -31,11 +31,14 @@ class Combination:
         judged = [part.judge(ops) for part in self.parts]
         executed = np.ones(len(ops), dtype=np.int64)
         added: dict[str, Ints] = {}
+        amounts: dict[str, Ints] = {}
         harmed = np.zeros(len(ops), dtype=bool)
         for one in judged:
             executed *= one.executed
             for name, count in one.added.items():
                 added[name] = added.get(name, 0) + count
+            for name, count in one.amounts.items():
+                amounts[name] = amounts.get(name, 0) + count
             if one.harmed is not None:
                 harmed |= one.harmed
         return Judgement(
@@ -46,6 +49,8 @@ class Combination:
             _sum([one.losses for one in judged]),
             _sum([one.open for one in judged]),
             next((one.batches for one in judged if one.batches is not None), None),
+            amounts,
+            pl.concat(proofs) if (proofs := [one.proof for one in judged if one.proof is not None]) else None,
         )
 
 
