@@ -7,6 +7,7 @@ import polars as pl
 
 from tracekit import recording
 from tracekit.costs import CostModel
+from tracekit.machine import selfcheck
 from tracekit.machine.replay import Replay
 from tracekit.policies import Chosen, Judgement
 from tracekit.predict import as_json, enclosed, enclosing, predict, spared_by_call
@@ -35,6 +36,7 @@ def summarise(trace: Trace, replay: Replay, costs: CostModel, judged: Sequence[J
         "episodes": {"all": len(replay.episodes), "judged": int(replay.episodes["known"].sum())},
         "anomalies": {**trace.manifest["anomalies"], **replay.anomalies},
         "as_traced": {"operations_reproduced": _reproduced(replay), "time_residual": _rounded(costs.residual)},
+        "self_check": selfcheck.document(selfcheck.self_check(trace, replay)),
         "costs": {"samples": costs.samples, "how": costs.how},
         "note": OPEN_LOOP,
         "policies": [_policy(trace, replay, costs, one) for one in judged],

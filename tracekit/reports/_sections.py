@@ -1,17 +1,9 @@
 """A summary as titled tables of text, the same for every report that is read by people."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-_DASH = "–"
-
-
-class Section(NamedTuple):
-    """A title, a paragraph per line of text, and a table (empty header: none)."""
-
-    title: str
-    text: list[str]
-    header: list[str]
-    rows: list[list[str]]
+from tracekit.reports._blocking import blocking
+from tracekit.reports._section import DASH, Section, interval
 
 
 def sections(document: dict[str, Any]) -> list[Section]:
@@ -19,34 +11,30 @@ def sections(document: dict[str, Any]) -> list[Section]:
     policies = document["policies"]
     judged = [policy for policy in policies if policy["judgeable"]]
     return [
-        _policies(policies),
+        _policies(policies, document["self_check"]),
         _calls(judged),
+        *blocking(judged),
         _operations(judged),
         *_harm(judged),
         *_missing(policies),
         _trust(document),
+        _self_check(document["self_check"]),
         Section("How the prices were got", [*document["costs"]["how"], document["note"]], [], []),
         _source(document),
     ]
 
 
-def interval(values: dict[str, float] | None, scale: float = 1.0, digits: int = 3) -> str:
-    """``median (low – high)``; a dash for none."""
-    if values is None:
-        return _DASH
-    low, median, high = (f"{values[end] / scale:.{digits}f}" for end in ("low", "median", "high"))
-    return f"{median} ({low} {_DASH} {high})"
-
-
-def _policies(policies: list[dict[str, Any]]) -> Section:
+def _policies(policies: list[dict[str, Any]], checked: dict[str, Any]) -> Section:
     rows = []
     for policy in policies:
         if not policy["judgeable"]:
-            rows.append([policy["spec"], _DASH, _DASH, f"not judgeable: {policy['reason']}"])
+            rows.append([policy["spec"], DASH, DASH, f"not judgeable: {policy['reason']}"])
             continue
         saving = interval((policy.get("time_ns") or {}).get("saving"), 1e6)
         rows.append([policy["spec"], interval(policy["ratio"]), saving, policy["reason"] or ""])
-    text = ["Ratio: predicted time under the policy / time as traced, tracing taken off both; below 1 is a saving."]
+    over = [f"{one['name']} {_residual(one['residual'])}" for one in checked["checks"] if one["status"] == "over"]
+    text = [f"SELF-CHECK FAILED, do not rely on these numbers: {', '.join(over)}."] if over else []
+    text += ["Ratio: predicted time under the policy / time as traced, tracing taken off both; below 1 is a saving."]
     return Section("Policies", text, ["policy", "ratio (90 %)", "saved ms (90 %)", "note"], rows)
 
 
@@ -56,7 +44,7 @@ def _calls(policies: list[dict[str, Any]]) -> Section:
             policy["spec"],
             call["call"] + (" (nested)" if call["nested"] else ""),
             f"{call['n']:,}",
-            _DASH if call["traced_ns"] is None else f"{call['traced_ns'] / 1e6:.3f}",
+            DASH if call["traced_ns"] is None else f"{call['traced_ns'] / 1e6:.3f}",
             interval(call["ratio"]),
             call["reason"] or "",
         ]
@@ -113,6 +101,28 @@ def _trust(document: dict[str, Any]) -> Section:
     return Section("How far to trust it", [], ["", ""], rows)
 
 
+def _self_check(checked: dict[str, Any]) -> Section:
+    rows = [
+        [
+            one["name"],
+            one["status"],
+            f"{one['equal']:,} of {one['compared']:,}" if one["compared"] else DASH,
+            _residual(one["residual"]),
+            _residual(one["threshold"]),
+            one["what"] if one["reason"] is None else one["reason"],
+        ]
+        for one in checked["checks"]
+    ]
+    text = ["What the machine predicts of the kernel that made the trace, against what the trace shows."]
+    return Section(
+        "Self-check", text, ["check", "status", "agree", "residual", "threshold", "of what, or why not"], rows
+    )
+
+
+def _residual(share: float | None) -> str:
+    return DASH if share is None else f"{100 * share:.2f} %"
+
+
 def _fidelity(document: dict[str, Any]) -> str:
     used, possible = document["fidelity"], document["trace"]["fidelity"]
     return f"{used} (the trace allows {possible})" if used == "counts" and possible != "counts" else str(used)
@@ -135,4 +145,4 @@ def _source(document: dict[str, Any]) -> Section:
 
 
 def _percent(share: float | None) -> str:
-    return _DASH if share is None else f"{100 * share:.1f} %"
+    return DASH if share is None else f"{100 * share:.1f} %"
