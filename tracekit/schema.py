@@ -62,6 +62,15 @@ def tables_of(trace: Trace, event: str) -> list[str]:
     return [name for name in trace.event_names if name in names]
 
 
+def tables_fit(trace: Trace, event: str) -> list[str]:
+    """Those of ``tables_of`` whose fields a variant knows: what a probe without the arguments shows is not enough."""
+    return [
+        table
+        for table in tables_of(trace, event)
+        if any(table in variant.names and variant.fits(set(trace.columns(table))) for variant in variants()[event])
+    ]
+
+
 def recorded(trace: Trace, event: str) -> bool:
     """Whether the canonical ``event`` was switched on in ``trace``, even if it never fired."""
     return bool(tables_of(trace, event))

@@ -1,5 +1,6 @@
 """A trace → operations, episodes and calls: the machine replayed once (DESIGN.md §1)."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,10 +12,13 @@ from tracekit.machine import operations
 from tracekit.machine.calls import Calls, find_calls
 from tracekit.machine.entries import find_entries, fork_windows, pair_walks
 from tracekit.machine.episodes import entries_stayed, episode_of_walk, find_episodes
+from tracekit.machine.evidence import Has, batched, find_evidence
 from tracekit.machine.losses import lost_windows, touched
 from tracekit.machine.reconstruct import reconstruct
-from tracekit.machine.timeline import Kind, timeline
+from tracekit.machine.timeline import KIND_OF_EVENT, KIND_OF_UNMAP_EVENT, Kind, timeline
+from tracekit.machine.unmapping import Replayed, find_unmapping
 from tracekit.machine.walks import Walks, find_walks, reach
+from tracekit.machine.whole_walks import find_whole_walks
 from tracekit.trace import Trace
 
 VISIT_EVENTS = ("try_to_migrate_one", "remove_migration_pte_visit")
@@ -31,6 +35,9 @@ class Replay(NamedTuple):
         rows: the timeline, aligned with ``walks``; the cost model measures gaps in it.
         walks: which rows are visits of which walk.
         anomalies: what did not fit, counted by kind; kinds that did not occur are left out.
+        kernel_has: what the traced kernel already has of the policies that batch rmap removals, by policy, and why.
+        hidden: canonical events that were recorded but do not count here: ``fidelity`` hides them, or they lack
+            arguments.
     """
 
     fidelity: str
@@ -40,20 +47,24 @@ class Replay(NamedTuple):
     rows: pl.DataFrame
     walks: Walks
     anomalies: dict[str, int]
+    kernel_has: dict[str, Has]
+    hidden: frozenset[str]
 
 
-def replay(trace: Trace, *, fidelity: str | None = None) -> Replay:
+def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str, str] | None = None) -> Replay:
     """Replay ``trace`` at the highest fidelity that it allows.
 
     Args:
         trace: what was recorded.
         fidelity: use no more than that: reconstructed and counts hide the probes, as if they had not been recorded.
+        kernel_has: policy → variant that the kernel is known to have; the rest is found out.
 
     Raises:
         MissingEventsError: a probe lacks arguments that its canonical event needs.
     """
     level = _fidelity(trace, fidelity)
-    rows = timeline(trace, visits=level == "observed", probes=level != "reconstructed")
+    unmaps = fidelity in (None, "observed")
+    rows = timeline(trace, visits=level == "observed", probes=level != "reconstructed", unmaps=unmaps)
     why: dict[str, int] = {}
     if level == "reconstructed" and len(rows):
         rows, why = reconstruct(trace, rows)
@@ -79,27 +90,58 @@ def replay(trace: Trace, *, fidelity: str | None = None) -> Replay:
         episodes = episodes.with_columns(in_migrate_pages=pl.lit(None, pl.Boolean))
     seen = _seen(rows, walks, calls)
     entries = entries.join(episode_of_walk(episodes), on="walk", how="left", maintain_order="left")
-    ops = pl.concat([seen, _inferred(trace, rows, entries, episodes)], how="diagonal_relaxed")
+    parts = [seen, _inferred(trace, rows, entries, episodes)]
+    if level == "counts" and not any(schema.recorded(trace, event) for event in VISIT_EVENTS):
+        parts.append(find_whole_walks(rows, walks, pl.Series(calls.of_row)))
+    if unmaps:
+        parts.append(find_unmapping(trace, Replayed(rows, walks.walk_of_row, calls.of_row, episodes, windows)))
+    ops = _conform(pl.concat(parts, how="diagonal_relaxed"), episodes)
+    ops = _copied_bytes(ops, episodes, rows, trace.manifest["machine"]["page_size"])
+    has = find_evidence(ops, trace.manifest["machine"]["release"], kernel_has)
+    ops = ops.with_columns(batched=pl.when(pl.col("op") == "rmap.remove").then(batched(has)))
     return Replay(
         level if len(rows) else "none",
-        _conform(ops, episodes),
+        ops,
         episodes,
         call_table,
         rows,
         walks,
         _anomalies(walks if level != "counts" else None, episodes, entries, call_table) | _unsure(why),
+        has,
+        frozenset(event for event in KIND_OF_UNMAP_EVENT if not unmaps or not schema.tables_fit(trace, event)),
     )
 
 
 def _fidelity(trace: Trace, most: str | None) -> str:
     """The highest level that the trace allows, up to ``most``."""
-    if most in (None, "observed") and all(schema.recorded(trace, event) for event in VISIT_EVENTS):
-        return "observed"
-    return "reconstructed" if most != "counts" and schema.shows_life_cycle(trace) else "counts"
+    if most in (None, "observed"):
+        migrates = any(trace.rows(table) for event in KIND_OF_EVENT for table in schema.tables_of(trace, event))
+        unmaps = any(schema.tables_fit(trace, event) for event in KIND_OF_UNMAP_EVENT)
+        if all(schema.recorded(trace, event) for event in VISIT_EVENTS) or (unmaps and not migrates):
+            return "observed"
+    entries = schema.recorded(trace, "set_migration_pte")  # without them no walk can be made from the life cycle
+    return "reconstructed" if most != "counts" and entries and schema.shows_life_cycle(trace) else "counts"
 
 
 def _unsure(why: dict[str, int]) -> dict[str, int]:
     return {f"walk_not_certain_{reason.replace(' ', '_')}": count for reason, count in why.items()}
+
+
+def _copied_bytes(ops: pl.DataFrame, episodes: pl.DataFrame, rows: pl.DataFrame, page_size: int | None) -> pl.DataFrame:
+    """``ops`` with the bytes of each folio.copy: the order is that of the migration whose new folio it names."""
+    copies = (
+        rows.select("kind", "task", "folio", "seq")
+        .with_row_index("row")
+        .filter(pl.col("kind") == Kind.COPY)
+        .select("task", "folio", "seq", pl.col("row").cast(pl.Int64))
+    )
+    tried = episodes.filter(pl.col("order") >= 0).select("task", "order", folio="dst", row="try_first_row")
+    size = (pl.lit(page_size, pl.Int64) * pl.lit(2, pl.Int64).pow(pl.col("order"))).cast(pl.Int64)
+    known = copies.sort("row").join_asof(tried.sort("row"), on="row", by=["task", "folio"], check_sortedness=False)
+    known = known.select("seq", copied=size, op=pl.lit("folio.copy", operations.SCHEMA["op"])).drop_nulls()
+    return (
+        ops.join(known, on=["seq", "op"], how="left", maintain_order="left").with_columns(bytes="copied").drop("copied")
+    )
 
 
 def _inferred_walks(rows: pl.DataFrame, walks: Walks) -> npt.NDArray[np.bool_]:

@@ -1,8 +1,9 @@
-"""Canonical events of the tasks that migrate pages, in one frame, task after task, each in time order.
+"""Canonical events of the tasks that migrate or unmap pages, in one frame, task after task, each in time order.
 
 Every other record of these tasks is kept as OTHER: the cost model counts the tracing overhead inside a call.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 import polars as pl
@@ -29,6 +30,16 @@ class Kind(IntEnum):
     SYSCALL_EXIT = 12
     MARK_BEGIN = 13  # a trace_marker line NAME_begin
     MARK_END = 14
+    UNMAP = 15  # try_to_unmap entered
+    UNMAP_RETURN = 16
+    UNMAP_VISIT = 17  # try_to_unmap_one entered: one VMA
+    UNMAP_VISIT_RETURN = 18
+    RMAP_REMOVE = 19  # pages of a folio taken out of the rmap
+    RMAP_REMOVE_PMD = 20
+    DEFERRED_SPLIT = 21  # deferred_split_folio entered
+    GATHER = 22  # pages handed to the mmu_gather
+    ZAP = 23  # a zap entered
+    FAULT = 24  # a write fault entered
 
 
 class Source(IntEnum):
@@ -54,6 +65,23 @@ KIND_OF_EVENT = {
     "mm_migrate_pages_start": Kind.MIGRATE_START,
     "mm_migrate_pages": Kind.MIGRATE_END,
 }
+KIND_OF_UNMAP_EVENT = {
+    "try_to_unmap_one": Kind.UNMAP_VISIT,
+    "rmap_remove": Kind.RMAP_REMOVE,
+    "rmap_remove_pmd": Kind.RMAP_REMOVE_PMD,
+    "deferred_split": Kind.DEFERRED_SPLIT,
+}
+# What matters only beside one of the above
+_KIND_OF_COMPANION = {
+    "try_to_unmap": Kind.UNMAP,
+    "try_to_unmap_return": Kind.UNMAP_RETURN,
+    "try_to_unmap_one_return": Kind.UNMAP_VISIT_RETURN,
+    "gather": Kind.GATHER,
+    "zap": Kind.ZAP,
+    "fault": Kind.FAULT,
+    "tlb_flush": Kind.OTHER,
+}
+_KINDS = {**KIND_OF_EVENT, **KIND_OF_UNMAP_EVENT, **_KIND_OF_COMPANION}
 PROBE_SYSTEMS = ("kprobes:", "probe:", "fprobes:")
 
 COLUMNS: dict[str, pl.DataType] = {
@@ -73,6 +101,10 @@ COLUMNS: dict[str, pl.DataType] = {
     "addr": pl.UInt64(),
     "pte": pl.UInt64(),
     "order": pl.Int32(),
+    "page": pl.UInt64(),
+    # RMAP_REMOVE and GATHER: pages; DEFERRED_SPLIT: partially_mapped; UNMAP_VISIT_RETURN: what it returned; of a
+    # TLB flush the reason, of madvise() the advice
+    "number": pl.Int32(),
     "stretch": pl.UInt32(),  # of ``_while_migrating``; null: OTHER. Where a number is left out, rows were
 }
 
@@ -80,12 +112,16 @@ COLUMNS: dict[str, pl.DataType] = {
 _ORDER = ("task", "time_ns", "seq")
 
 
-def timeline(trace: Trace, *, visits: bool = True, probes: bool = True) -> pl.DataFrame:
-    """The records of the tasks that migrate, while they do, sorted by (task, time_ns, seq); columns as ``COLUMNS``.
+def timeline(trace: Trace, *, visits: bool = True, probes: bool = True, unmaps: bool = True) -> pl.DataFrame:
+    """The records of the tasks that migrate or unmap, while they do, sorted by (task, time_ns, seq).
 
-    Of a task's other records only those are here that lie in a system call in which it migrated, or between two of
-    its migrations outside any: a trace of anything is as large as what migrated in it. Without ``visits`` the probes
-    of VMA visits are OTHER, too; without ``probes`` every probe is.
+    Of a task's other records only those are here that lie in a system call in which it did so, or between two of
+    these outside any: a trace of anything is as large as what was migrated and unmapped in it. Without ``visits`` the
+    probes of VMA visits of a migration are OTHER, too; without ``probes`` every probe of it is; without ``unmaps``
+    every probe of what is unmapped.
+
+    Returns:
+        columns as ``COLUMNS``.
     """
     events = [
         event for event, kind in KIND_OF_EVENT.items() if visits or kind not in (Kind.TRY_VISIT, Kind.REMOVE_VISIT)
@@ -96,6 +132,9 @@ def timeline(trace: Trace, *, visits: bool = True, probes: bool = True) -> pl.Da
         for table in schema.tables_of(trace, event)
         if probes or not table.startswith(PROBE_SYSTEMS)
     }
+    if unmaps:
+        own |= _tables(trace, KIND_OF_UNMAP_EVENT)
+    companions = _tables(trace, _KIND_OF_COMPANION) if unmaps else {}
     rest = [table for table in trace.event_names if table not in own and trace.rows(table)]
     marks = schema.tables_of(trace, "mark")
     edges = [table for table in rest if _kind(table, None) != Kind.OTHER or table in marks]
@@ -110,11 +149,15 @@ def timeline(trace: Trace, *, visits: bool = True, probes: bool = True) -> pl.Da
     ]
     rows, spans = _while_migrating(pl.concat([migrations, *calls]))
     others = [
-        _within(_frame(trace, table, None).filter(pl.col("task").is_in(tasks.implode())), spans)
+        _within(_frame(trace, table, companions.get(table)).filter(pl.col("task").is_in(tasks.implode())), spans)
         for table in rest
         if table not in edges
     ]
     return pl.concat([rows, *others]).sort(_ORDER, maintain_order=True)
+
+
+def _tables(trace: Trace, events: Iterable[str]) -> dict[str, str]:
+    return {table: event for event in events for table in schema.tables_fit(trace, event)}
 
 
 def _while_migrating(rows: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -176,6 +219,8 @@ def _frame(trace: Trace, table: str, event: str | None) -> pl.LazyFrame:
     }
     if event == "mark":
         ready |= _mark()
+    if table == "syscalls:sys_enter_madvise" and "behavior" in fields:
+        ready["number"] = pl.col("behavior")
     if event == "mm_migrate_pages_start":
         ready["label"] = pl.col("reason_name").cast(pl.String) if "reason_name" in own else pl.lit(None)
     if event in ("set_migration_pmd", "remove_migration_pmd"):
@@ -198,7 +243,7 @@ def _mark() -> dict[str, pl.Expr]:
 
 def _kind(table: str, event: str | None) -> int:
     if event is not None:
-        return KIND_OF_EVENT.get(event, Kind.OTHER)
+        return _KINDS.get(event, Kind.OTHER)
     if table.startswith("syscalls:sys_enter_"):
         return Kind.SYSCALL_ENTER
     return Kind.SYSCALL_EXIT if table.startswith("syscalls:sys_exit_") else Kind.OTHER

@@ -55,7 +55,7 @@ def find_walks(rows: pl.DataFrame) -> Walks:
     """Group the visits of the timeline ``rows`` into walks, the entries into visits."""
     kind = rows["kind"].to_numpy()
     folio = rows["folio"].fill_null(0).to_numpy()
-    run = _runs(rows)
+    run = unbroken(rows)
     walk = _number_walks(kind, run, folio)
     walk = _split_repeats(kind, walk, rows["vma"].fill_null(0).to_numpy())
     visit, orphans = _visit_of_entries(kind, run)
@@ -64,7 +64,7 @@ def find_walks(rows: pl.DataFrame) -> Walks:
     return Walks(walk, visit, position, _walk_table(rows, walk, visit), orphans)
 
 
-def _runs(rows: pl.DataFrame) -> Ints:
+def unbroken(rows: pl.DataFrame) -> Ints:
     """int64[n_rows]: counts on where the task changes, or where rows of it were left out: no walk goes on across."""
     left_out = pl.col("stretch").forward_fill().fill_null(0).cast(pl.Int64).diff().fill_null(0) > 1
     changes = pl.col("task").diff().fill_null(0) != 0
