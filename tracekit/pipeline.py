@@ -72,6 +72,8 @@ def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None, cost
 
 
 def _judgeable(trace: Trace, facts: Replay, policy: Policy) -> bool:
+    if facts.fidelity == "counts" and recording.whole_walks(trace, policy):
+        return True
     hidden = facts.fidelity == "counts" and any(event in VISIT_EVENTS for event in policy.needs)
     return not hidden and not recording.missing(trace, policy.needs)
 

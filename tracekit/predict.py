@@ -7,7 +7,8 @@ import numpy.typing as npt
 import polars as pl
 
 from tracekit import blocking
-from tracekit.costs import CostModel, Prices, keys
+from tracekit.costs import CostModel, Prices
+from tracekit.costs.keys import at_site, keys, sites
 from tracekit.costs.model import DRAWS, Floats, generator
 from tracekit.machine.replay import Replay
 from tracekit.machine.timeline import Source
@@ -173,10 +174,13 @@ def spared_by_call(replay: Replay, judgement: Judgement) -> pl.DataFrame:
     spared = 1 - judgement.executed
     if judgement.harmed is not None:
         spared = np.where(judgement.harmed, 0, spared)
-    ops = replay.operations.select("call", key=keys())
+    site = sites(replay.calls)
+    ops = replay.operations.with_columns(
+        site=pl.col("call").replace_strict(site, default="no call", return_dtype=pl.String)
+    ).select("call", "site", key=keys())
     parts = [ops.with_columns(count=pl.Series(spared))]
     parts += [
-        ops.with_columns(count=pl.Series(-count), key=pl.lit(name)).filter(pl.col("count") != 0)
+        ops.with_columns(count=pl.Series(-count), key=at_site(name, pl.col("site"))).filter(pl.col("count") != 0)
         for name, count in judgement.added.items()
     ]
     return (

@@ -29,6 +29,13 @@ def missing(trace: Trace, needs: tuple[str, ...]) -> list[str]:
     return [event for event in unrecorded(trace, needs) if event not in made]
 
 
+def whole_walks(trace: Trace, policy: object) -> bool:
+    """Whether ``trace`` holds, in place of the VMA visits that ``policy`` needs, whole walks that will do."""
+    instead: tuple[str, ...] = getattr(policy, "instead", ())
+    seen = any(schema.recorded(trace, event) for event in RECONSTRUCTED)
+    return bool(instead) and not seen and all(schema.recorded(trace, event) for event in instead)
+
+
 def unrecorded(trace: Trace, needs: tuple[str, ...]) -> list[str]:
     """Those of ``needs`` that were not switched on, also where what they show can be reconstructed: with no price."""
     return [event for event in needs if not schema.recorded(trace, event)]

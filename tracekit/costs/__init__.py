@@ -12,24 +12,25 @@ this trace's: never carry them to another machine, clock or tracer.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
-from tracekit.costs import densities, one_trace
+from tracekit.costs import densities, one_trace, phases
 from tracekit.costs.gaps import MIN_SAMPLES, Records, records
-from tracekit.costs.keys import keys, miss
+from tracekit.costs.keys import miss, sites
 from tracekit.costs.model import CostModel, Floats, Prices, fixed, uncertain
 from tracekit.machine.replay import Replay
 from tracekit.machine.timeline import Source
 
-__all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "keys", "miss", "untraced_ns"]
+__all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "untraced_ns"]
 
 UPDATE = "counter.update"
 UPDATE_SHARE = (0.01, 0.004)  # of a probe's overhead: one atomic update of a counter; its deviation
 TRACEPOINT_IN_PROBES = (0.55, 0.15)  # where no gap into a tracepoint tells
-MARGIN = {"one_trace": 0.015, "two_densities": 0.02}
+MARGIN = {"one_trace": 0.015, "two_densities": 0.02, "phases": 0.015}
 
 
 def calibrate(replay: Replay, others: Sequence[Replay] = ()) -> CostModel:
@@ -38,12 +39,37 @@ def calibrate(replay: Replay, others: Sequence[Replay] = ()) -> CostModel:
     for other in map(records, others):
         found = densities.overhead(these, other, _tracepoint_share(these, other))
         if found is not None:
-            return _of_two_densities([these, other], found)
+            return _with_walks(_of_two_densities([these, other], found), these, replay)
     near = one_trace.neighbours(these)
     if isinstance(near, int):
+        rough = phases.rough_overhead(these)
+        if rough is not None and not these.has(*one_trace.VISITS):
+            return _with_walks(_of_phases(rough), these, replay)
         how = [f"no prices: needs {MIN_SAMPLES} gaps between try_to_migrate and its first visit, found {near}"]
         return CostModel(None, 0.0, "none", {"probe": near}, None, how)
     return _of_one_trace(these, near)
+
+
+def _of_phases(rough: tuple[Floats, Floats]) -> CostModel:
+    probe, tracepoint = rough
+    how = f"taking a probe: {probe[0]:.0f} ns, {phases.PROBE_SHARE[0]} of the least usual gap after one: roughly"
+    return CostModel(_prices(probe, tracepoint, {}), MARGIN["phases"], "phases", {}, None, [how])
+
+
+def _with_walks(costs: CostModel, these: Records, replay: Replay) -> CostModel:
+    """``costs`` with the prices of whole walks, where ``these`` hold no visits."""
+    if costs.prices is None or these.has(*one_trace.VISITS):
+        return costs
+    name_of = sites(replay.calls)
+    names = np.full(len(replay.rows), "no call", dtype=object)
+    for call, start, end in replay.calls.select("call", "start_row", "end_row").iter_rows():
+        if end is not None:
+            names[start : end + 1] = name_of[call]
+    overhead = costs.prices.overhead_ns
+    found = phases.prices(these, names[these.row], overhead[Source.KPROBE], overhead[Source.TRACEPOINT])
+    how = [f"{key}: {price[0]:.0f} ns" for key, price in found.items()]
+    prices = Prices(overhead, {**costs.prices.price_ns, **found})
+    return replace(costs, prices=prices, how=[*costs.how, *how])
 
 
 def untraced_ns(calls: pl.DataFrame, prices: Prices) -> Floats:

@@ -46,6 +46,10 @@ class Records(NamedTuple):
     step_ns: int
     row: Rows
 
+    def has(self, *kinds: Kind) -> bool:
+        """Whether there is a record of any of ``kinds``."""
+        return bool(np.isin(self.kind, kinds).any())
+
 
 def records(replay: Replay) -> Records:
     """The real records of the replay's timeline, each of the kind that its event is, whatever the fidelity hid."""

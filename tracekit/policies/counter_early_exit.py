@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from tracekit.policies import Ints, Judgement
@@ -22,6 +23,8 @@ class CounterEarlyExit:
     counter=exact counts at every establishment. counter=posted counts as the patch does: what fork copies while
     try_to_migrate still walks, and what migrate_vma collects, escapes it, and the walk may stop too early. An entry
     left behind points at a freed folio; it is reported as unsafe and nothing in its episode counts as a saving.
+
+    Where only whole walks were recorded (``instead``), each is replaced by one that stops behind its last entry.
     """
 
     counter: Literal["exact", "posted"] = "exact"
@@ -34,6 +37,7 @@ class CounterEarlyExit:
         "try_to_migrate_one",
         "remove_migration_pte_visit",
     )
+    instead: ClassVar[tuple[str, ...]] = ("try_to_migrate", "remove_migration_ptes")
     touches: ClassVar[tuple[str, ...]] = ("remove_migration_ptes.vma_visit", "migration_entry.restore")
 
     def judge(self, ops: pl.DataFrame) -> Judgement:
@@ -57,13 +61,25 @@ class CounterEarlyExit:
         executed = np.ones(len(ops), dtype=np.int64)
         executed[spared["row"].to_numpy()] = 0
         executed[stale["row"].to_numpy()] = 0
+        cut = self._whole_walks(ops)
+        executed[cut] = 0
         return Judgement(
             executed,
-            {"counter.update": _updates(ops, episodes)},
+            {
+                "counter.update": _updates(ops, episodes) + 2 * cut,  # one entry set and restored, at the least
+                "remove_migration_ptes.walk_to_last_entry": cut.astype(np.int64),
+            },
             harmed=ops["episode"].is_in(stale["episode"].implode()).fill_null(value=False).to_numpy(),
             unsafe={"stale_migration_entries": len(stale)},
-            open=self._open(episodes),
+            open=self._open(episodes) | ({"folios_of_unknown_order": int(cut.sum())} if cut.any() else {}),
         )
+
+    def _whole_walks(self, ops: pl.DataFrame) -> npt.NDArray[np.bool_]:
+        """bool[n_ops]: walks without visits that the policy cuts; with counter=posted none, for it may do harm."""
+        if self.counter == "posted":
+            return np.zeros(len(ops), dtype=bool)
+        cut = (ops["op"] == "remove_migration_ptes.walk") & ops["known"] & ops["moved"]
+        return cut.fill_null(value=False).to_numpy()
 
     def _eligible(self) -> pl.Expr:
         # undo clears the count first and walks in full; an uncounted folio has no type, and loses it above the limit

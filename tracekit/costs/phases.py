@@ -1,0 +1,100 @@
+"""The price of a whole rmap walk, where a trace holds the walks but not their visits (ACCURACY.md, light trace alone).
+
+    R = gap(remove_migration_ptes → next folio copied)      restores E entries, visits all N VMAs
+    U = gap(try_to_migrate → next try_to_migrate)           sets E entries, stops behind the last of them
+
+A walk that stops behind the last entry restores what R does in about κU: restoring an entry costs about what setting
+it does. κ = 0.85 (ACCURACY.md), and is uncertain. Both phases hold two or three records, so a rough overhead will do.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.costs.gaps import MIN_SAMPLES, Bools, Records, Rows, beside, between, centre, mean_draws
+from tracekit.costs.model import Floats, uncertain
+from tracekit.machine.timeline import Kind, Source
+
+RESTORED_IN_SET = (0.85, 0.08)  # κ, and its deviation
+PROBE_SHARE = (0.6, 0.12)  # of the smallest usual gap from a probe to whatever comes next
+TRACEPOINT_IN_PROBES = (0.55, 0.1)
+
+WALK = "remove_migration_ptes.walk"
+CUT = "remove_migration_ptes.walk_to_last_entry"
+_ENDS = (Kind.TRY, Kind.REMOVE, Kind.COPY, Kind.MIGRATE_START, Kind.MIGRATE_END, Kind.SYSCALL_ENTER, Kind.SYSCALL_EXIT)
+
+
+class Phase(NamedTuple):
+    """Phases of one sort, in one call's name.
+
+    Attributes:
+        ns: float64[n].
+        kprobes, tracepoints: mean number of records in one.
+    """
+
+    ns: Floats
+    kprobes: float
+    tracepoints: float
+
+    def net(self, name: str, kprobe_ns: Floats, tracepoint_ns: Floats) -> Floats:
+        """float64[DRAWS]: mean duration less the records."""
+        return mean_draws(name, self.ns) - self.kprobes * kprobe_ns - self.tracepoints * tracepoint_ns
+
+
+def rough_overhead(these: Records) -> tuple[Floats, Floats] | None:
+    """Overhead of a probe and of a tracepoint, float64[DRAWS] each, off the smallest usual gap after a probe."""
+    gaps, same = np.diff(these.time_ns).astype(np.float64), beside(these) & (these.source[:-1] == Source.KPROBE)
+    pair = these.event[:-1] * len(these.events) + these.event[1:]
+    found = []
+    for code in np.unique(pair[same]):
+        some = gaps[same & (pair == code)]
+        if len(some) >= MIN_SAMPLES:
+            found.append(centre(some, these.step_ns))
+    if not found:
+        return None
+    probe = np.maximum(uncertain("rough probe", *PROBE_SHARE), 0.1) * min(found)
+    return probe, np.clip(uncertain("rough tracepoint", *TRACEPOINT_IN_PROBES), 0.1, 1.0) * probe
+
+
+def prices(
+    these: Records, names: npt.NDArray[np.object_], kprobe_ns: Floats, tracepoint_ns: Floats
+) -> dict[str, Floats]:
+    """Prices of WALK and CUT by the name of the call around them: key ``OP in NAME``.
+
+    Args:
+        these: the records.
+        names: of the outermost call each record lies in.
+        kprobe_ns: overhead of a probe.
+        tracepoint_ns: of a tracepoint.
+    """
+    removes, tries = _phases(these, Kind.REMOVE, Kind.COPY), _phases(these, Kind.TRY, Kind.TRY)
+    kappa = np.maximum(uncertain("restored in set", *RESTORED_IN_SET), 0.0)
+    found = {}
+    for name in sorted(set(names)):
+        phases = [_phase(these, i[names[i] == name], j[names[i] == name]) for i, j in (removes, tries)]
+        if min(len(phase.ns) for phase in phases) < MIN_SAMPLES:
+            continue
+        whole, setting = (
+            phase.net(f"{sort} {name}", kprobe_ns, tracepoint_ns)
+            for sort, phase in zip(("R", "U"), phases, strict=True)
+        )
+        whole, cut = np.maximum(whole, 0.0), np.maximum(kappa * setting, 0.0)
+        found[f"{WALK} in {name}"], found[f"{CUT} in {name}"] = whole, np.minimum(cut, whole)
+    return found
+
+
+def _phases(these: Records, begin: Kind, end: Kind) -> tuple[Rows, Rows]:
+    """Where a phase begins, and the record that ends it: the task's next of those that do, if it is of sort ``end``."""
+    at = np.flatnonzero(np.isin(these.kind, _ENDS))
+    i, j = at[:-1], at[1:]
+    good: Bools = (these.kind[i] == begin) & (these.kind[j] == end) & (these.task[i] == these.task[j])
+    good &= (these.cpu[i] == these.cpu[j]) & (between(~these.whole, i, j) == 0)
+    return i[good], j[good]
+
+
+def _phase(these: Records, i: Rows, j: Rows) -> Phase:
+    is_probe = these.source != Source.TRACEPOINT
+    probes, points = (between(flags, i, j) for flags in (is_probe, ~is_probe))
+    duration = (these.time_ns[j] - these.time_ns[i]).astype(np.float64)
+    return Phase(duration, float(probes.mean()) if len(i) else 0.0, float(points.mean()) if len(i) else 0.0)
