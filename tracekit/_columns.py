@@ -12,6 +12,7 @@ _TYPES = {np.dtype(name): getattr(pa, name)() for name in (
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
 )}  # fmt: skip
 _PICK_BYTES = 1 << 20
+_MOST_PADDING = 4
 LABEL = pa.dictionary(pa.int32(), pa.string())
 """The type of columns with few distinct strings."""
 
@@ -61,20 +62,35 @@ def binary(data: Bytes, starts: np.ndarray, ends: np.ndarray) -> pa.Array:
 
 
 def pick(data: Bytes, starts: np.ndarray, ends: np.ndarray) -> tuple[Bytes, np.ndarray]:
-    """Bytes ``data[starts[i]:ends[i]]`` end to end, and int64[n + 1] offsets of the pieces."""
+    """Copies of the bytes ``data[starts[i]:ends[i]]`` end to end, and int64[n + 1] offsets of the pieces."""
     lengths = ends - starts
     offsets = np.zeros(len(starts) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
+    if len(starts) and starts[0] >= 0 and ends[-1] <= len(data) and (ends[:-1] == starts[1:]).all():
+        return data[starts[0] : ends[-1]].copy(), offsets
     flat = np.empty(offsets[-1], np.uint8)
     row = 0
     while row < len(starts):
         # an index takes eight bytes for each: some rows at a time
         last = max(int(np.searchsorted(offsets, offsets[row] + _PICK_BYTES, "right")) - 1, row + 1)
-        index = np.repeat(starts[row:last] - offsets[row:last], lengths[row:last])
-        index += np.arange(offsets[row], offsets[last])
-        data.take(index, out=flat[offsets[row] : offsets[last]], mode="clip")
+        _pick_some(data, starts[row:last], lengths[row:last], flat[offsets[row] : offsets[last]])
         row = last
     return flat, offsets
+
+
+def _pick_some(data: Bytes, starts: np.ndarray, lengths: np.ndarray, out: Bytes) -> None:
+    width = int(lengths.max())
+    if width == 0:
+        return
+    if len(starts) * width <= _MOST_PADDING * len(out) and starts.min() >= 0 and starts.max() + width <= len(data):
+        # rows of equal width, less what is too much of each: a fifth of the time for pieces of 16 bytes
+        view: np.ndarray = np.ndarray((len(data) - width + 1,), np.dtype((np.void, width)), data.data, 0, (1,))
+        rows: np.ndarray = view[starts].view(np.uint8)
+        out[:] = rows.reshape(len(starts), width)[np.arange(width) < lengths[:, None]]
+        return
+    index = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    index += np.arange(len(out))
+    data.take(index, out=out, mode="clip")
 
 
 def _repair(flat: Bytes, offsets: np.ndarray) -> tuple[Bytes, np.ndarray]:
