@@ -11,10 +11,10 @@ from tracekit import _columns
 from tracekit._columns import Bytes
 from tracekit.formats import Sink
 from tracekit.formats._event_format import EventFormat, Field, FormatTextError, parse_format
-from tracekit.formats._event_rows import EventRows, Named, Places, Raws, Rows
+from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws, RowParts
 from tracekit.formats._perf_events import safe_name
+from tracekit.formats._trace_dat_batch import NO_CHAIN, Events, gather, joined, joined_chains
 from tracekit.formats._trace_dat_symbols import Comms, Symbols
-from tracekit.formats._trace_dat_window import NO_CHAIN
 from tracekit.formats._tracing_data import FormatText
 
 Count = Callable[..., None]
@@ -22,27 +22,9 @@ _NULLABLE = frozenset({"cpu", "pid", "tid", "comm", "callchain_id"})
 _ADDRESSES = {"ip": "ip_name", "parent_ip": "parent_ip_name", "func": "func_name"}
 """Fields of ftrace's own events that hold an address of code, and the column with its name."""
 _STACKS = frozenset({"kernel_stack", "user_stack"})
-_I32 = np.dtype(np.int32)
+_I32, _U32 = np.dtype(np.int32), np.dtype(np.uint32)
 _WIDTHS = frozenset({4, 8})
 """Of an address; a field of another size is no number, whatever its name."""
-
-
-class Events(NamedTuple):
-    """Events of one window in order of time; parallel arrays."""
-
-    arena: Bytes
-    at: Places
-    size: Places
-    time_ns: Places
-    cpu: np.ndarray  # int32
-    seq: Places
-    chain: np.ndarray  # uint32; NO_CHAIN: none
-
-    def pick(self, which: np.ndarray) -> "Events":
-        """Those at the places ``which``."""
-        return self._replace(**{
-            name: column.take(which) for name, column in self._asdict().items() if name != "arena"
-        })  # fmt: skip
 
 
 class TraceEvent:
@@ -121,6 +103,7 @@ class _Layout:
         self.text = pointers.get("str") if event.name == "bputs" else None
         self.pattern = pointers.get("fmt") if event.name == "bprint" else None
         self.addresses = [field for name, field in pointers.items() if name in _ADDRESSES]
+        self.variable = self.rows.dynamic or self.tail is not None
         self.swaps = _swaps((*event.common, *fixed)) if big_endian else []
 
 
@@ -146,61 +129,83 @@ class Decoder(NamedTuple):
     symbols: Symbols
     big_endian: bool
 
-    def decode(self, events: Events, event: TraceEvent) -> None:
-        """Hand on the rows of ``events``, all of which are of ``event``."""
+    def decode(self, parts: Sequence[Events], event: TraceEvent) -> None:
+        """Hand on the rows of ``parts``, all of which are of ``event``."""
         layout = event.layout(self.note, big_endian=self.big_endian)
         if layout is None:
-            self._write_raw(events, event, "event_without_format")
+            self._write_raw(parts, event, "event_without_format")
             return
-        whole = events.size >= layout.row_bytes
-        if not whole.all():
-            self._write_raw(events.pick(np.flatnonzero(~whole)), event, "event_shorter_than_format")
-            events = events.pick(np.flatnonzero(whole))
-            if len(events.at) == 0:
-                return
-        rows = Rows(gather(events.arena, events.at, max(layout.row_bytes, layout.rows.row_bytes)), 0)
+        parts = self._whole(parts, event, layout.row_bytes)
+        if not parts:
+            return
+        raws = NO_RAWS
+        if layout.variable:
+            events = joined(parts)
+            parts, raws = [events], Raws(events.arena, events.at, events.size)
+        rows = RowParts([part.rows(layout.row_bytes) for part in parts])
         for offset, size, number in layout.swaps:
-            _swap(rows.matrix, offset, size, number)
-        columns = self._common(events, rows.column(4, _I32))
-        columns += layout.rows.decode(rows, Raws(events.arena, events.at, events.size), self.note)
+            for part in rows.parts:
+                _swap(part.matrix, offset, size, number)
+        columns = self._common(parts, rows.column(4, _I32))
+        columns += layout.rows.decode(rows, raws, self.note)
         for field in layout.addresses:
             kind = np.dtype(f"u{field.size}")
             names = self.symbols.column(rows.column(field.offset, kind).astype(np.uint64))
             columns.append((_ADDRESSES[field.name], names))
         if layout.tail is not None:
-            columns += self._tail(events, layout, rows)
+            columns += self._tail(raws, layout, rows)
         if layout.text is not None:  # bputs: the pointer's string
             known = self.symbols.printk_formats
             pointers = rows.column(layout.text.offset, np.dtype(f"u{layout.text.size}")).tolist()
             columns.append(("buf", _columns.texts([known.get(one, hex(one)).removesuffix("\n") for one in pointers])))
         self._append(event.table, event, columns)
 
-    def _write_raw(self, events: Events, event: TraceEvent, problem: str) -> None:
+    def _whole(self, parts: Sequence[Events], event: TraceEvent, row_bytes: int) -> list[Events]:
+        """Those that are as long as their format says; the others are kept as bytes."""
+        found = []
+        for part in parts:
+            whole = part.size >= row_bytes
+            if whole.all():
+                found.append(part)
+                continue
+            self._write_raw([part.pick(np.flatnonzero(~whole))], event, "event_shorter_than_format")
+            if whole.any():
+                found.append(part.pick(np.flatnonzero(whole)))
+        return found
+
+    def _write_raw(self, parts: Sequence[Events], event: TraceEvent, problem: str) -> None:
         """What has no format, or is shorter than it says, is kept as bytes."""
+        events = joined(parts)
         self.note(problem, len(events.at))
         raw = _columns.binary(events.arena, events.at, events.at + events.size)
         head = np.ascontiguousarray(gather(events.arena, events.at, 8)[:, 4:]).view(">i4" if self.big_endian else "<i4")
-        columns = self._common(events, head.reshape(-1).astype(np.int32))
+        columns = self._common([events], head.reshape(-1).astype(np.int32))
         self._append(event.raw_table, event, [*columns, ("raw", raw)])
 
-    def _common(self, events: Events, tid: np.ndarray) -> Named:
+    def _common(self, parts: Sequence[Events], tid: np.ndarray) -> Named:
+        # copies even of a single part: what it is a piece of, a window's, would live as long as it
+        time_ns, cpu, seq = (np.concatenate([part[column] for part in parts]) for column in (3, 4, 5))
+        chain = joined_chains([(len(part.at), part.chain) for part in parts])
         return [
-            ("time_ns", _columns.numbers(events.time_ns)),
-            ("cpu", _columns.numbers(events.cpu)),
+            ("time_ns", _columns.numbers(time_ns)),
+            ("cpu", _columns.numbers(cpu)),
             ("pid", _columns.nulls(_I32, len(tid))),
             ("tid", _columns.known(tid)),
             ("comm", self.comms.column(tid)),
-            ("callchain_id", _columns.numbers(events.chain, events.chain != NO_CHAIN)),
-            ("seq", _columns.numbers(events.seq.view(np.uint64))),
+            (
+                "callchain_id",
+                _columns.nulls(_U32, len(tid)) if chain is None else _columns.numbers(chain, chain != NO_CHAIN),
+            ),
+            ("seq", _columns.numbers(seq.view(np.uint64))),
         ]
 
-    def _tail(self, events: Events, layout: _Layout, rows: Rows) -> Named:
+    def _tail(self, events: Raws, layout: _Layout, rows: RowParts) -> Named:
         """The field that fills the rest of the record."""
         field = layout.tail
         assert field is not None
         begin, end = events.at + field.offset, events.at + events.size
         if layout.event.system == "ftrace" and layout.event.name == "print":
-            return [(field.name, _line(events.arena, begin, end))]
+            return [(field.name, _line(events.data, begin, end))]
         if layout.pattern is not None:
             texts = _bprint(self.symbols, rows, layout.pattern, events, field, self.big_endian)
             return [(field.name, _columns.texts(texts))]
@@ -209,7 +214,7 @@ class Decoder(NamedTuple):
         if layout.counter is not None:
             stored = rows.column(layout.counter.offset, np.dtype(f"i{layout.counter.size}")).astype(np.int64)
             length = np.clip(stored, 0, length)
-        flat, offsets = _columns.pick(events.arena, begin, begin + length * width)
+        flat, offsets = _columns.pick(events.data, begin, begin + length * width)
         kind = np.dtype((">" if self.big_endian else "<") + f"u{width}")
         return [(field.name, _columns.lists(flat.view(kind).astype(kind.newbyteorder("=")), offsets // width))]
 
@@ -223,14 +228,14 @@ class Decoder(NamedTuple):
 
 
 def _bprint(  # noqa: PLR0913, PLR0917 - where the parts of an event are
-    symbols: Symbols, rows: Rows, pointer: Field, events: Events, tail: Field, big_endian: bool
+    symbols: Symbols, rows: RowParts, pointer: Field, events: Raws, tail: Field, big_endian: bool
 ) -> list[str]:
     from tracekit.formats._trace_dat_printk import format_binary  # noqa: PLC0415 - few traces have such events
 
     addresses = rows.column(pointer.offset, np.dtype(f"u{pointer.size}")).tolist()
     begin = (events.at + tail.offset).tolist()
     end = (events.at + events.size).tolist()
-    data = events.arena.data
+    data = events.data.data
     order = ">" if big_endian else "<"
     return [
         format_binary(symbols, address, bytes(data[first:last]), pointer.size, order)
@@ -260,15 +265,6 @@ def _line(arena: Bytes, begin: Places, end: Places) -> pa.Array:
         last = np.minimum(last, np.where(place < len(zeros), zeros[np.minimum(place, len(zeros) - 1)], len(flat)))
     newline = (last > first) & (flat.take(np.maximum(last - 1, 0), mode="clip") == 10) if len(flat) else last > first
     return _columns.strings(flat, first, last - newline)
-
-
-def gather(arena: Bytes, at: Places, row_bytes: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
-    """uint8[n, width]: copies of the first bytes of each event, one memcpy each; events are aligned to four bytes."""
-    width = (row_bytes + 3) & ~3
-    view: np.ndarray = np.ndarray(((len(arena) - width) // 4 + 1,), np.dtype((np.void, width)), arena.data, 0, (4,))
-    # not take(): that first copies the view whole, each event many times over
-    rows: np.ndarray = view[at >> 2].view(np.uint8)
-    return rows.reshape(len(at), width)
 
 
 def _swap(matrix: np.ndarray, offset: int, size: int, number: int) -> None:

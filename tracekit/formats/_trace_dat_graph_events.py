@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tracekit.formats._event_format import FormatTextError, parse_format
-from tracekit.formats._event_rows import Rows
-from tracekit.formats._trace_dat_events import Events, EventTables, gather
+from tracekit.formats._trace_dat_batch import Events
+from tracekit.formats._trace_dat_events import EventTables
 from tracekit.formats._trace_dat_graph import CallGraph, GraphEvents
 from tracekit.formats._trace_dat_header import Contents
 from tracekit.formats._trace_dat_window import Lost
@@ -47,16 +47,16 @@ class GraphReader:
             for one in lost:
                 self._lost.setdefault(one.cpu, []).append(one.seq)
 
-    def task(self, events: Events, groups: dict[int, np.ndarray]) -> Callable[[], None] | None:
+    def task(self, events: dict[int, Events]) -> Callable[[], None] | None:
         """What takes in the window; None if it has no such events. One task at a time, in the order of the windows."""
-        mine = [(layout, groups[layout.number]) for layout in self._layouts if layout.number in groups]
+        mine = [(layout, events[layout.number]) for layout in self._layouts if layout.number in events]
         if not mine:
             return None
 
         lost = {cpu: np.array(places, np.int64) for cpu, places in self._lost.items()}
 
         def task() -> None:
-            parts = [_read(events, layout, which, lost) for layout, which in mine]
+            parts = [_read(some, layout, lost) for layout, some in mine]
             both = GraphEvents(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
             self.calls.add(both.take(np.lexsort((both.seq, both.cpu, both.time_ns))))
 
@@ -78,29 +78,27 @@ def _layout(contents: Contents, number: int, *, is_exit: bool) -> _Layout | None
     return _Layout(number, is_exit, max(offset + kind.itemsize for offset, kind in fields.values()), fields)
 
 
-def _read(events: Events, layout: _Layout, which: np.ndarray, lost: dict[int, np.ndarray]) -> GraphEvents:
-    which = which[events.size.take(which) >= layout.row_bytes]
-    rows = Rows(gather(events.arena, events.at.take(which), layout.row_bytes), 0)
+def _read(events: Events, layout: _Layout, lost: dict[int, np.ndarray]) -> GraphEvents:
+    events = events.pick(np.flatnonzero(events.size >= layout.row_bytes))
+    rows, count = events.rows(layout.row_bytes), len(events.at)
 
     def part(name: str) -> np.ndarray:
-        if len(which) == 0:  # all are too short
-            return np.empty(0, np.int64)
         return rows.column(*layout.fields[name]).astype(np.int64)
 
-    none = np.full(len(which), -1, np.int64)
+    none = np.full(count, -1, np.int64)
     timed = layout.is_exit and {"calltime", "rettime"} <= layout.fields.keys()
     duration = np.maximum(part("rettime") - part("calltime"), -1) if timed else none
     return GraphEvents(
-        events.time_ns.take(which),
-        events.cpu.take(which),
+        events.time_ns,
+        events.cpu,
         part("common_pid").astype(np.int32),
-        np.full(len(which), layout.is_exit),
+        np.full(count, layout.is_exit),
         np.clip(part("depth"), 0, _MOST_DEPTH - 1),
         part("func").view(np.uint64),
         duration,
         part("overrun") if layout.is_exit and "overrun" in layout.fields else none,
-        events.seq.take(which),
-        _gaps(events.cpu.take(which), events.seq.take(which), lost),
+        events.seq,
+        _gaps(events.cpu, events.seq, lost),
     )
 
 

@@ -19,9 +19,10 @@ from tracekit import _columns
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
 from tracekit.formats._perf_events import safe_name
-from tracekit.formats._trace_dat_backlog import Backlog
+from tracekit.formats._trace_dat_backlog import Backlog, Batch
+from tracekit.formats._trace_dat_batch import Events
 from tracekit.formats._trace_dat_clock import Clock
-from tracekit.formats._trace_dat_events import Decoder, Events, EventTables
+from tracekit.formats._trace_dat_events import Decoder, EventTables
 from tracekit.formats._trace_dat_graph import CallGraph
 from tracekit.formats._trace_dat_graph_events import GraphReader
 from tracekit.formats._trace_dat_header import BufferInfo, Contents, read_contents
@@ -29,7 +30,7 @@ from tracekit.formats._trace_dat_metadata import describe
 from tracekit.formats._trace_dat_stacks import Stacks
 from tracekit.formats._trace_dat_stream import Source, streams_of
 from tracekit.formats._trace_dat_symbols import Comms, Symbols
-from tracekit.formats._trace_dat_window import Lost, Window, Windows, joined, no_chains
+from tracekit.formats._trace_dat_window import CpuEvents, Lost, Window, Windows, joined
 
 Task = Callable[[], None]
 
@@ -144,41 +145,49 @@ class _Buffer:
     def tasks(self, window: Window) -> list[Task]:
         """What there is to do for a window, in any order."""
         self._write_lost(window.lost)
-        parts = [events for _, events in window.cpus]
-        if not any(len(part.at) for part in parts):
-            return []
-        both = joined(parts)
-        cpu = np.repeat([cpu for cpu, _ in window.cpus], [len(part.at) for part in parts]).astype(np.int32)
-        # CPUs come in order, events of each in order of their place: a stable sort by time orders by all three
-        order = np.argsort(both.time_ns, kind="stable")
-        by_number = np.argsort(both.kind.take(order), kind="stable")
-        order = order.take(by_number)
-        number = both.kind.take(order)
-        starts = np.concatenate((np.zeros(1, np.int64), 1 + np.flatnonzero(number[1:] != number[:-1])))
-        chain = no_chains(len(both.at)) if both.chain is None else both.chain
-        events = Events(window.arena, both.at, both.size, both.time_ns, cpu, both.seq, chain)
-        ends = np.append(starts[1:], len(number))
-        groups = {
-            kind: order[start:end]
-            for kind, start, end in zip(number[starts].tolist(), starts.tolist(), ends.tolist(), strict=True)
-        }
-        ready = []
-        for kind, mine in groups.items():
-            if self.tables.event(kind).wanted:
-                batch = self.backlog.add(kind, events.pick(mine))
-                if batch is not None:
-                    ready.append((kind, batch))
-        ready += [(kind, self.backlog.take(kind)) for kind in self.backlog.excess()]
-        graph = self.graph.task(events, groups)
+        kinds = self._by_kind(window)
+        ready = {kind: batches for kind, events in kinds.items() if (batches := self.backlog.add(kind, events))}
+        ready |= {kind: [self.backlog.take(kind)] for kind in self.backlog.excess()}
+        graph = self.graph.task(kinds)
         return self._tasks(ready) + ([graph] if graph is not None else [])
+
+    def _by_kind(self, window: Window) -> dict[int, Events]:
+        """The events that are wanted."""
+        if not window.cpus:
+            return {}
+        parts = [(cpu, self._wanted(events)) for cpu, events in window.cpus]
+        events = joined([part for _, part in parts])
+        cpu = np.repeat([cpu for cpu, _ in parts], [len(part.at) for _, part in parts]).astype(np.int32)
+        # CPUs come in order, events of each in order of their place: a stable sort by time orders by all three
+        order = np.argsort(events.time_ns, kind="stable")
+        order = order.take(np.argsort(events.kind.take(order), kind="stable"))
+        at, size, time_ns, seq = (column.take(order) for column in events[:4])
+        chain = None if events.chain is None else events.chain.take(order)
+        every = Events(window.arena, at, size, time_ns, cpu.take(order), seq, chain)
+        counts = np.bincount(events.kind)
+        ends = np.cumsum(counts)
+        places = {kind: slice(ends[kind] - counts[kind], ends[kind]) for kind in np.flatnonzero(counts).tolist()}
+        return {kind: every.pick(place) for kind, place in places.items()}
+
+    def _wanted(self, events: CpuEvents) -> CpuEvents:
+        if not self.tables.globs:
+            return events
+        kinds = np.flatnonzero(np.bincount(events.kind)).tolist()
+        left_out = [kind for kind in kinds if not self.tables.event(kind).wanted]
+        return events.part(np.flatnonzero(~np.isin(events.kind, left_out))) if left_out else events
 
     def rest(self) -> list[Task]:
         """What is left to do after the last window."""
-        return self._tasks([(kind, self.backlog.take(kind)) for kind in self.backlog.kinds()])
+        return self._tasks({kind: [self.backlog.take(kind)] for kind in self.backlog.kinds()})
 
-    def _tasks(self, ready: list[tuple[int, Events]]) -> list[Task]:
-        ready.sort(key=lambda batch: -len(batch[1].at))
-        return [partial(self.walk.decoder.decode, batch, self.tables.event(kind)) for kind, batch in ready]
+    def _tasks(self, ready: dict[int, list[Batch]]) -> list[Task]:
+        """The largest first."""
+        rows = {kind: sum(len(part.at) for batch in batches for part in batch) for kind, batches in ready.items()}
+        return [partial(self._decode, ready[kind], kind) for kind in sorted(rows, key=lambda kind: -rows[kind])]
+
+    def _decode(self, batches: list[Batch], kind: int) -> None:
+        for batch in batches:
+            self.walk.decoder.decode(batch, self.tables.event(kind))
 
     def _write_lost(self, lost: list[Lost]) -> None:
         if not lost:

@@ -15,9 +15,10 @@ from tracekit._columns import Bytes, pick
 from tracekit.formats import Sink
 from tracekit.formats._event_format import Field, FormatTextError, parse_format
 from tracekit.formats._perf_callchain import CallchainIds
+from tracekit.formats._trace_dat_batch import no_chains
 from tracekit.formats._trace_dat_events import EventTables
 from tracekit.formats._trace_dat_header import Contents
-from tracekit.formats._trace_dat_window import CpuEvents, no_chains
+from tracekit.formats._trace_dat_window import CpuEvents
 
 _LOOK_BACK = 16  # events of interrupts between an event and its stack
 Places = np.ndarray[tuple[int], np.dtype[np.int64]]

@@ -13,12 +13,12 @@ import numpy as np
 
 from tracekit._columns import Bytes
 from tracekit.formats._ring_buffer import PageLayout, decode_pages
+from tracekit.formats._trace_dat_batch import joined_chains
 from tracekit.formats._trace_dat_clock import Clock
 from tracekit.formats._trace_dat_header import BufferInfo
 from tracekit.formats._trace_dat_stream import Stream
 
 WINDOW_BYTES = 8 << 20
-NO_CHAIN = 0xFFFFFFFF
 SLACK_BYTES = 1 << 16
 """Behind the pages, so that rows of an event may be copied in their full width wherever it stands."""
 
@@ -36,7 +36,7 @@ class CpuEvents(NamedTuple):
     kind: np.ndarray  # uint16: common_type
     chain: np.ndarray | None  # uint32, NO_CHAIN: none; None: none has any
 
-    def part(self, which: slice) -> "CpuEvents":
+    def part(self, which: slice | Places) -> "CpuEvents":
         """Some of them."""
         return CpuEvents(*(None if column is None else column[which] for column in self))  # type: ignore[arg-type]
 
@@ -46,15 +46,8 @@ def joined(parts: Sequence[CpuEvents]) -> CpuEvents:
     if len(parts) == 1:
         return parts[0]
     at, size, time_ns, seq, kind = (np.concatenate([part[column] for part in parts]) for column in range(5))
-    chain = None
-    if any(part.chain is not None for part in parts):
-        chain = np.concatenate([no_chains(len(part.at)) if part.chain is None else part.chain for part in parts])
+    chain = joined_chains([(len(part.at), part.chain) for part in parts])
     return CpuEvents(at, size, time_ns, seq, kind, chain)
-
-
-def no_chains(count: int) -> np.ndarray:
-    """A column that says of no event that it has a call chain."""
-    return np.full(count, NO_CHAIN, np.uint32)
 
 
 class Lost(NamedTuple):
