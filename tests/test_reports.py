@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tracekit import errors, registry, reports
-from tracekit.reports._sections import interval
+from tracekit.reports._section import interval
 
 NAMES = registry.names("tracekit.reports")
 MAGIC = {

@@ -17,7 +17,7 @@ serves all draws of the prices.
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,25 @@ class Blocking(NamedTuple):
     first_ns: Floats
     sum_ns: Floats
     worst_ns: Floats
+
+
+def as_json(found: Blocking | str) -> dict[str, Any]:
+    """``found`` as summary.json holds it."""
+    if isinstance(found, str):
+        return {"reason": found}
+
+    def ends(draws: Floats) -> dict[str, float]:
+        low, high = np.percentile(draws, (5, 95))
+        best = float(draws[0])
+        return {"low": round(min(float(low), best)), "median": round(best), "high": round(max(float(high), best))}
+
+    times = {name: getattr(found, name) for name in ("total_ns", "first_ns", "sum_ns", "worst_ns")}
+    return {
+        "reason": None,
+        "folios": found.folios,
+        "batches": dict(zip(("traced", "policy"), found.batches, strict=True)),
+        **{name: {"traced": ends(pair[0]), "policy": ends(pair[1])} for name, pair in times.items()},
+    }
 
 
 class _Times(NamedTuple):

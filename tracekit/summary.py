@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
-from tracekit import recording
+from tracekit import blocking, recording
 from tracekit.costs import CostModel
 from tracekit.machine import selfcheck
 from tracekit.machine.replay import Replay
@@ -93,7 +93,17 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         "unsafe": judgement.unsafe,
         "losses": judgement.losses,
         "open": judgement.open,
+        "blocking": _blocking(replay, judgement, costs),
     }
+
+
+def _blocking(replay: Replay, judgement: Judgement, costs: CostModel) -> dict[str, Any] | None:
+    """How long folios stay blocked; None: the policy copies as the kernel did, or is a bound."""
+    if judgement.batches is None or judgement.batches.is_free:
+        return None
+    if costs.prices is None:
+        return blocking.as_json(costs.how[0])
+    return blocking.as_json(blocking.blocking(replay, judgement.batches, costs.prices))
 
 
 def _call(replay: Replay, judgement: Judgement, costs: CostModel, name: str, calls: pl.DataFrame) -> dict[str, Any]:

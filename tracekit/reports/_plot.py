@@ -1,7 +1,9 @@
-"""The one picture: VMA visits under each policy, and the predicted ratio of each with its interval."""
+"""The one picture: VMA visits under each policy, the predicted ratio of each with its interval, and sweeps."""
 
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
+
+from tracekit.reports._sweep import draw, sweeps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,12 +14,19 @@ _COLOURS = ("#9db8d2", "#31688e")
 
 
 def figure(document: dict[str, Any]) -> "Figure":
-    """Two panels that share the list of policies."""
+    """Two panels that share the list of policies, and below them a row for each sweep, which is not in the list."""
     from matplotlib.figure import Figure  # noqa: PLC0415 -- half a second; only when something is drawn
 
     judged = [policy for policy in document["policies"] if policy["judgeable"]]
-    picture = Figure(figsize=(11, 1.6 + 0.5 * max(len(judged), 1)), layout="constrained")
-    visits, ratio = picture.subplots(1, 2, sharey=True)
+    swept = sweeps(judged)
+    curves = {policy["spec"] for sweep in swept for line in sweep.lines.values() for _, policy in line}
+    judged = [policy for policy in judged if policy["spec"] not in curves]
+    heights = [1.6 + 0.5 * max(len(judged), 1), *[4.0] * len(swept)]
+    picture = Figure(figsize=(11, sum(heights)), layout="constrained")
+    above, *below = picture.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for sweep, place in zip(swept, below, strict=True):
+        draw(sweep, place)
+    visits, ratio = above.subplots(1, 2, sharey=True)
     names = [policy["spec"].replace(":", "\n", 1) for policy in judged]
     visits.set_yticks(range(len(names)), names)
     visits.invert_yaxis()

@@ -4,7 +4,8 @@ from html import escape
 from typing import Any
 
 from tracekit.reports import svg
-from tracekit.reports._sections import Section, sections
+from tracekit.reports._section import Section
+from tracekit.reports._sections import sections
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }

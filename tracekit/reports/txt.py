@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from tracekit.reports._sections import Section, sections
+from tracekit.reports._section import Section
+from tracekit.reports._sections import sections
 
 
 def render(document: dict[str, Any]) -> bytes:
