@@ -154,7 +154,7 @@ def spec(**changes: Any) -> dict[str, Any]:
     [
         ({}, None),
         ({"call": "munmap"}, "no call munmap in the trace"),
-        ({"policy": "nope"}, "'nope' is not among the policies: as_traced, counter_early_exit, upper_bound"),
+        ({"policy": "nope"}, "'nope' is not among the policies: as_traced, batched_copy"),
         ({"trace": "missing.data"}, "cannot be read"),
     ],
 )
