@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -116,6 +117,31 @@ class _Companion:
         self.codes = np.concatenate((self.codes, np.array(codes, np.int32)))[order]
 
 
+class _Column(NamedTuple):
+    """One column of a table of events."""
+
+    name: str
+    field: Field
+    number: np.dtype | None  # None: it is no integer
+    dynamic: bool
+    companion: _Companion | None  # of the column ``<name>_name``
+
+    @property
+    def type(self) -> pa.DataType:
+        """Of its Arrow arrays."""
+        field = self.field
+        if self.number is not None:
+            return _columns.arrow_type(self.number)
+        if field.text:
+            return pa.string()
+        if self.dynamic:
+            return pa.list_(_columns.arrow_type(_dynamic_element(field)))
+        element = _element(field)
+        if element is not None:
+            return pa.list_(_columns.arrow_type(element), field.size // element.itemsize)
+        return pa.binary(field.size or -1)  # Parquet has none of no bytes
+
+
 class EventRows:
     """Decodes the events of one format. One thread at a time."""
 
@@ -124,14 +150,28 @@ class EventRows:
         self.row_bytes = max(event.fixed_size, 8)
         self.dynamic = any(field.dynamic for field in event.fields)
         """Whether ``decode`` needs more than rows."""
-        self._columns = _column_names(event)
         by_name = {namer.field: namer for namer in namers(event.print_fmt)}
-        taken = set(self._columns.values())
-        self._companions = {
-            field.name: _Companion(by_name[field.name].name)
-            for field in event.fields
-            if field.name in by_name and _is_number(field) and self._columns[field.name] + "_name" not in taken
-        }
+        names = _column_names(event)
+        taken = set(names.values())
+        self._plan: list[_Column] = []
+        for field in (*event.common, *event.fields):
+            if field.name == "common_type":
+                continue
+            name, number, dynamic = names[field.name], _number(field), bool(field.dynamic)
+            companion = None
+            if field.name in by_name and field in event.fields and number is not None and name + "_name" not in taken:
+                companion = _Companion(by_name[field.name].name)
+            self._plan.append(_Column(name, field, number, dynamic, companion))
+
+    @property
+    def types(self) -> list[tuple[str, pa.DataType]]:
+        """The columns that ``decode`` makes."""
+        types = []
+        for column in self._plan:
+            types.append((column.name, column.type))
+            if column.companion is not None:
+                types.append((column.name + "_name", _columns.LABEL))
+        return types
 
     def decode(self, rows: Rows | RowParts, raws: Raws, count: Count) -> Named:
         """Columns of the events in ``rows``; what is variable in them is taken from ``raws``.
@@ -139,17 +179,17 @@ class EventRows:
         ``raws.size`` must be at least ``row_bytes``. ``count`` is told of anomalies.
         """
         columns: Named = []
-        for field in (*self.event.common, *self.event.fields):
-            if field.name == "common_type":
-                continue
-            name = self._columns[field.name]
-            if field.dynamic:
+        for name, field, number, dynamic, companion in self._plan:
+            if dynamic:
                 columns.append((name, _dynamic(rows, raws, field, count)))
-                continue
-            values = _take(rows, field)
-            columns.append((name, _array(values, field)))
-            if field.name in self._companions:
-                columns.append((name + "_name", self._companions[field.name].column(values)))
+            elif number is None:
+                columns.append((name, _array(rows.block(field.offset, field.size), field)))
+            else:
+                values = rows.column(field.offset, _integer(field.size, signed=number.kind == "i"))
+                values = values.astype(number, copy=False)
+                columns.append((name, _columns.numbers(values)))
+                if companion is not None:
+                    columns.append((name + "_name", companion.column(values)))
         return columns
 
 
@@ -166,32 +206,33 @@ def _column_names(event: EventFormat) -> dict[str, str]:
     return names
 
 
-def _is_number(field: Field) -> bool:
-    return not field.array and not field.dynamic and field.size in {1, 2, 4, 8}
+def _number(field: Field) -> np.dtype | None:
+    """What a field becomes that is one integer; addresses have 64 bits, whatever the machine."""
+    if field.array or field.dynamic or field.size not in {1, 2, 4, 8}:
+        return None
+    return _integer(8, signed=False) if field.address else _integer(field.size, signed=field.signed)
 
 
+@cache
 def _integer(size: int, *, signed: bool) -> np.dtype:
     return np.dtype(f"{'i' if signed else 'u'}{size}")
 
 
-def _take(rows: Rows | RowParts, field: Field) -> np.ndarray:
-    """The bytes of ``field``, contiguous; as integers if it is one."""
-    if not _is_number(field):
-        return rows.block(field.offset, field.size)
-    values = rows.column(field.offset, _integer(field.size, signed=field.signed and not field.address))
-    return values.astype(np.uint64) if field.address and field.size != 8 else values
-
-
 def _array(values: np.ndarray, field: Field) -> pa.Array:
-    if _is_number(field):
-        return _columns.numbers(values)
+    """A field that is no integer, from its bytes."""
     if field.text:
         ends = np.arange(1, len(values) + 1, dtype=np.int64) * field.size
         return _columns.strings(values.reshape(-1), ends - field.size, ends)
-    element = _element_bytes(field.type)
-    if field.array and element and field.size % element == 0 and field.size:
-        return _columns.fixed_list(values.view(_integer(element, signed=field.signed)))
+    element = _element(field)
+    if element is not None:
+        return _columns.fixed_list(values.view(element))
     return _columns.fixed_bytes(values)
+
+
+def _element(field: Field) -> np.dtype | None:
+    """What an array of integers is made of."""
+    size = _element_bytes(field.type) if field.array and field.size else 0
+    return _integer(size, signed=field.signed) if size and field.size % size == 0 else None
 
 
 def _element_bytes(kind: str) -> int:
@@ -208,6 +249,13 @@ _UNSIGNED = frozenset({"unsigned", "u8", "u16", "u32", "u64", "__u8", "__u16", "
 # the format's "signed:" is that of the word that says where the array is
 
 
+def _dynamic_element(field: Field) -> np.dtype:
+    """What a variable array that is no text is made of: bytes, if nobody knows."""
+    kind = field.type.split(None, 1)[-1].replace("[]", "")
+    size = _element_bytes(kind)
+    return _integer(max(size, 1), signed=size > 1 and kind.split()[0] not in _UNSIGNED)
+
+
 def _dynamic(rows: Rows | RowParts, raws: Raws, field: Field, count: Count) -> pa.Array:
     """Variable data: the field holds length << 16 | offset. Null where that points outside of the event."""
     place = rows.column(field.offset, np.dtype(np.uint32)).astype(np.int64)
@@ -215,15 +263,12 @@ def _dynamic(rows: Rows | RowParts, raws: Raws, field: Field, count: Count) -> p
     if field.dynamic == "relative":
         begin = begin + field.offset + 4
     length = place >> 16
-    valid = begin + length <= raws.size
+    element = np.dtype(np.uint8) if field.text else _dynamic_element(field)
+    valid = (begin + length <= raws.size) & (length % element.itemsize == 0)
     if not valid.all():
         count("dynamic_field_outside_record", int(np.count_nonzero(~valid)))
     begin = np.where(valid, raws.at + begin, 0)
     flat, offsets = _columns.pick(raws.data, begin, begin + np.where(valid, length, 0))
     if field.text:
         return _columns.strings(flat, offsets[:-1], offsets[1:], valid)
-    element = _element_bytes(field.type.split(None, 1)[-1].replace("[]", ""))
-    if element <= 1 or (offsets % element).any():
-        return _columns.lists(flat, offsets, valid)
-    values = flat.view(_integer(element, signed=field.type.split()[1] not in _UNSIGNED))
-    return _columns.lists(values, offsets // element, valid)
+    return _columns.lists(flat.view(element), offsets // element.itemsize, valid)

@@ -7,6 +7,7 @@ from tracekit import _columns
 from tracekit.formats import Sink
 from tracekit.formats._perf_index import Starts, Words
 from tracekit.formats._perf_sample import CALLCHAIN, SampleLayout, locate
+from tracekit.formats._perf_window import Samples
 
 NONE = 0xFFFFFFFF
 MAX_REMEMBERED = 1 << 19
@@ -23,18 +24,20 @@ class CallchainIds:
         self._ids: dict[tuple[int, int, int], int] = {}
         self._count = 0
 
-    def ids(
-        self, words: Words, starts: Starts, ends: Starts, event: np.ndarray, layouts: list[SampleLayout]
-    ) -> np.ndarray | None:
-        """uint32[n_samples] numbers of the samples' chains, NONE without; None if no event has any."""
+    def ids(self, words: Words, samples: Samples, which: np.ndarray, layouts: list[SampleLayout]) -> np.ndarray | None:
+        """uint32[n_samples] numbers of the chains of ``samples``, NONE without; None if no event has any.
+
+        Only those at ``which`` are numbered, in the order of the file.
+        """
         with_chain = [number for number, layout in enumerate(layouts) if layout.sample_type & CALLCHAIN]
         if not with_chain:
             return None
-        ids = np.full(len(starts), NONE, np.uint32)
+        ids = np.full(len(samples.starts), NONE, np.uint32)
+        which = np.sort(which)
         for layout in _distinct(layouts, with_chain):
             numbers = [number for number in with_chain if layouts[number] == layout]
-            mine = np.flatnonzero(np.isin(event, numbers))
-            found = locate(words, starts[mine], ends[mine], layout)
+            mine = which[np.isin(samples.event[which], numbers)]
+            found = locate(words, samples.starts[mine], samples.ends[mine], layout)
             assert found.chain is not None
             assert found.chain_count is not None
             ids[mine] = self.number(words, found.chain, found.chain_count)

@@ -2,254 +2,210 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tracekit import _columns
 from tracekit.formats import Sink
-from tracekit.formats._comm import Codes
 from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws, RowParts, Rows
 from tracekit.formats._perf_backlog import Backlog, Part, joined
 from tracekit.formats._perf_callchain import NONE
 from tracekit.formats._perf_events import PerfEvent
-from tracekit.formats._perf_ids import EventIds
 from tracekit.formats._perf_index import Starts, Words
-from tracekit.formats._perf_sample import CALLCHAIN, RAW, READ, STACK_USER, Variable, locate, rest, word_of
+from tracekit.formats._perf_sample import CALLCHAIN, RAW, READ, STACK_USER, Variable, locate, rest, rest_names, word_of
 from tracekit.formats._perf_swap import swap_raw
+from tracekit.formats._perf_window import Ordered
 
-_I32, _U32, _I64 = (np.dtype(kind) for kind in (np.int32, np.uint32, np.int64))
-_NO_TASK = np.uint64(0xFFFFFFFFFFFFFFFF)
-_RECORD_WORDS = 1 << 14  # more than a record has
+_U16, _I32, _U32, _I64 = (np.dtype(kind) for kind in (np.uint16, np.int32, np.uint32, np.int64))
+_COMMON = [
+    ("time_ns", pa.int64()), ("cpu", pa.int32()), ("pid", pa.int32()), ("tid", pa.int32()), ("comm", _columns.LABEL),
+    ("callchain_id", pa.uint32()), ("seq", pa.uint64()),
+]  # fmt: skip
+_WORDS = ("ip", "addr", "period")
+_RAW = [("raw", pa.binary())]
 _NULLABLE = frozenset({
     "cpu", "pid", "tid", "comm", "callchain_id", "user_stack_bytes", "weight", "weight2", "weight3", "data_src",
     "transaction", "phys_addr", "cgroup", "data_page_size", "code_page_size",
 })  # fmt: skip
 
 
-class Samples(NamedTuple):
-    """Samples of a window; int64[n] each."""
-
-    starts: Starts  # words
-    ends: Starts
-    event: Places
-    time_ns: Places
-    seq: Places  # offset in the file
-
-    def pick(self, which: np.ndarray) -> "Samples":
-        """Some of them, by mask."""
-        return self if which.all() else Samples(*(column[which] for column in self))
-
-
-class Window(NamedTuple):
-    """What the threads need to know of a window."""
-
-    words: Words
-    samples: Samples  # by event; of an event by (time, cpu, place in the file)
-    comm: Codes  # int32[n_samples]; −1: unknown
-    names: list[str]  # of ``comm``
-    chain_ids: np.ndarray | None  # uint32[n_samples]; NONE: none
-
-
-class _Some(NamedTuple):
-    """Some samples of a window, all of one event."""
-
-    which: slice | Places
-    starts: Starts
-    ends: Starts
-
-    def pick(self, rows: np.ndarray) -> "_Some":
-        which = self.which
-        mine = np.arange(which.start, which.stop)[rows] if isinstance(which, slice) else which[rows]
-        return _Some(mine, self.starts[rows], self.ends[rows])
-
-
 class Decoder:
     """Decodes the samples of any event of a file into ``sink``; ``note`` is told of anomalies."""
 
-    def __init__(self, sink: Sink, note: Callable[..., None], *, swapped: bool = False, put_by: bool = True) -> None:
+    def __init__(self, sink: Sink, note: Callable[..., None], names: list[str], *, swapped: bool = False) -> None:
         self.sink = sink
         self.note = note
+        self.names = names  # of tasks
         self.swapped = swapped  # raw data is in the other byte order
-        self.backlog = Backlog(self._write_parts) if put_by else None
-        self._names: list[str] = []
+        self.backlog = Backlog(self._write_parts)
+        self.tables: set[str] = set()  # that have rows
+        self._schemas: dict[tuple[str, PerfEvent], pa.Schema] = {}
 
     def declare(self, event: PerfEvent) -> None:
-        """Make the table of an event that did not fire: from a sample of zeros, which is then dropped."""
-        one = np.zeros(1, np.int64)
-        words = np.zeros(_RECORD_WORDS, np.uint64)
-        found = locate(words, one, one + _RECORD_WORDS, event.layout)
-        if found.raw is not None:
-            rows = event.rows(self.note)
-            words[found.raw] = 0 if rows is None else rows.row_bytes
-        samples = Samples(one, one + _RECORD_WORDS, one, one, one)
-        window = Window(words, samples, np.full(1, -1, np.int32), [], np.full(1, NONE, np.uint32))
-        Decoder(_Emptied(self.sink, event.table), _ignore, put_by=False).decode(window, event, slice(0, 1))
+        """Make the table of an event that did not fire."""
+        if event.tracepoint and event.layout.sample_type & RAW and event.rows(self.note) is None:
+            return
+        schema = self._schema(event.table, event)
+        nothing = [pa.nulls(0, kind) for kind in schema.types]
+        self.sink.append(event.table, pa.RecordBatch.from_arrays(nothing, schema=schema))
 
-    def excess(self) -> list[Callable[[], None]]:
-        """What is to be done, in any order, to stay within the memory."""
-        return [] if self.backlog is None else self.backlog.excess()
-
-    def rest(self) -> list[Callable[[], None]]:
-        """What is to be done, in any order, at the end."""
-        return [] if self.backlog is None else self.backlog.rest()
-
-    def decode(self, window: Window, event: PerfEvent, mine: slice, *, put_by: bool = True) -> None:
-        """Take in the samples ``mine`` of ``window``, all of which are of ``event``.
+    def decode(self, some: Ordered, event: PerfEvent, *, put_by: bool) -> None:
+        """Take in samples of a window, all of which are of ``event``.
 
         Unless ``put_by``, their rows are handed on at once: another event has the same table.
         """
-        some = _Some(mine, window.samples.starts[mine], window.samples.ends[mine])
-        self._names = window.names
         if not event.tracepoint:
-            common = _common(event, [_part(window, event, some)], window.names)
-            self._append(event.table, event, common + self._extras(window, event, some))
+            self._append(event.table, event, self._common(event, [_part(some, event)]) + self._extras(some, event))
         elif event.layout.sample_type & RAW:
-            self._decode_raw(window, event, some, event.rows(self.note), put_by=put_by)
-        elif put_by and self.backlog is not None:
-            self.backlog.put(event, _part(window, event, some))
+            self._decode_raw(some, event, event.rows(self.note), put_by=put_by)
+        elif put_by:
+            self.backlog.put(event, _part(some, event))
         else:
-            self._write_parts(event, [_part(window, event, some)])
+            self._write_parts(event, [_part(some, event)])
 
-    def _decode_raw(
-        self, window: Window, event: PerfEvent, some: _Some, rows: EventRows | None, *, put_by: bool
-    ) -> None:
+    def _decode_raw(self, some: Ordered, event: PerfEvent, rows: EventRows | None, *, put_by: bool) -> None:
+        """The same for samples of a tracepoint."""
         layout = event.layout
-        found = locate(window.words, some.starts, some.ends, layout)
-        assert found.raw is not None
-        assert found.raw_bytes is not None
-        place, size = found.raw, found.raw_bytes
-        whole = found.whole & (size >= (0 if rows is None else rows.row_bytes))
+        width = _words_of(0 if rows is None else rows.row_bytes)
+        found = matrix = None
+        if self.swapped or layout.sample_type & (READ | CALLCHAIN | STACK_USER):
+            found = locate(some.words, some.starts, some.ends, layout)
+            assert found.raw is not None
+            assert found.raw_bytes is not None
+            place, size, whole = found.raw, found.raw_bytes, found.whole
+        else:  # the raw data follows at once: one copy of each record serves all
+            matrix = _gather(some.words, some.starts, layout.fixed_words + width)
+            place, size, whole = _raw_in(matrix, some.starts, layout.fixed_words)
+        if rows is not None:
+            whole = whole & (size >= rows.row_bytes)
         if not whole.all():
             self.note("raw_too_short", int(np.count_nonzero(~whole)))
-            self._write_raw(window, event, some.pick(~whole), place[~whole], size[~whole])
-            some, place, size = some.pick(whole), place[whole], size[whole]
-            found = found._replace(after=found.after[whole], whole=found.whole[whole])
-        if len(some.starts) == 0:
+            self._write_raw(some.pick(~whole), event, place[~whole], size[~whole])
+            if whole.any():
+                self._decode_raw(some.pick(whole), event, rows, put_by=put_by)
             return
         if rows is None:
-            self._write_raw(window, event, some, place, size)
+            self._write_raw(some, event, place, size)
             return
-        raws = Raws(window.words.view(np.uint8), 8 * place + 4, size)
+        raws = Raws(some.words.view(np.uint8), 8 * place + 4, size)
         if self.swapped:
             swap_raw(raws.data, raws.at, raws.size, rows.event)
-        part = _part(window, event, some, place, rows.row_bytes)
+        if matrix is None:
+            fixed = _gather(some.words, some.starts, layout.fixed_words)
+            matrix = np.concatenate((fixed, _gather(some.words, place, width)), axis=1)
         fields: Named = []
-        if layout.sample_type & STACK_USER:
-            fields = [part for part in self._rest(window, event, some, found) if part[0] == "user_stack_bytes"]
-        if put_by and self.backlog is not None and not fields and not rows.dynamic:
-            self.backlog.put(event, part)
+        if found is not None and layout.sample_type & STACK_USER:
+            fields = [column for column in self._rest(some, event, found) if column[0] == "user_stack_bytes"]
+        if put_by and not fields and not rows.dynamic:
+            self.backlog.put(event, _part(some, event, matrix))
         else:
-            self._write_parts(event, [part], raws, fields)
+            self._write_parts(event, [_part(some, event, matrix)], raws, fields)
 
     def _write_parts(
         self, event: PerfEvent, parts: list[Part], raws: Raws = NO_RAWS, more: Sequence[tuple[str, pa.Array]] = ()
     ) -> None:
         """Hand on the rows of ``parts``; ``raws`` are needed if their event is dynamic."""
         parts = _in_order(event, parts)
-        columns = _common(event, parts, self._names)
+        columns = self._common(event, parts)
         fields: Named = []
         if event.layout.sample_type & RAW:
             rows = event.rows(self.note)
             assert rows is not None
             fields = rows.decode(_rows(parts, 8 * event.layout.fixed_words + 4), raws, self.note)
         taken = {name for name, _ in fields}
-        self._append(event.table, event, columns + fields + [part for part in more if part[0] not in taken])
+        self._append(event.table, event, columns + fields + [column for column in more if column[0] not in taken])
 
-    def _extras(self, window: Window, event: PerfEvent, some: _Some) -> Named:
+    def _common(self, event: PerfEvent, parts: list[Part]) -> Named:
+        """The columns that all tables of events start with."""
+        rows, places = _rows(parts, 0), event.layout.words
+        count = sum(len(part.seq) for part in parts)
+
+        def column(part: str, offset: int, dtype: np.dtype, missing: int) -> np.ndarray:
+            return rows.column(8 * places[part] + offset, dtype) if part in places else np.full(count, missing, dtype)
+
+        chains = [part.chain for part in parts if part.chain is not None]
+        if chains:
+            ids = np.concatenate(chains)
+            chain = _columns.numbers(ids, ids != NONE)
+        else:
+            chain = _columns.nulls(_U32, count)
+        return [
+            ("time_ns", _columns.numbers(column("time", 0, _I64, 0))),
+            ("cpu", _columns.known(column("cpu", 0, _I32, -1))),
+            ("pid", _columns.known(column("tid", 0, _I32, -1))),
+            ("tid", _columns.known(column("tid", 4, _I32, -1))),
+            ("comm", _columns.labels(np.concatenate([part.comm for part in parts]), self.names)),
+            ("callchain_id", chain),
+            ("seq", _columns.numbers(np.concatenate([part.seq for part in parts]).view(np.uint64))),
+        ]
+
+    def _extras(self, some: Ordered, event: PerfEvent) -> Named:
         """What else the samples of an event say that is no tracepoint."""
         places = event.layout.words
-        parts = (part for part in ("ip", "addr", "period") if part in places)
-        columns = [(part, _columns.numbers(word_of(window.words, some.starts, places[part]))) for part in parts]
-        found = locate(window.words, some.starts, some.ends, event.layout)
-        return columns + self._rest(window, event, some, found)
+        words = [part for part in _WORDS if part in places]
+        columns = [(part, _columns.numbers(word_of(some.words, some.starts, places[part]))) for part in words]
+        return columns + self._rest(some, event, locate(some.words, some.starts, some.ends, event.layout))
 
-    def _rest(self, window: Window, event: PerfEvent, some: _Some, found: Variable) -> Named:
+    def _rest(self, some: Ordered, event: PerfEvent, found: Variable) -> Named:
         columns = []
-        for name, (values, whole) in rest(window.words, some.ends, event.layout, found).items():
+        for name, (values, whole) in rest(some.words, some.ends, event.layout, found).items():
             if not whole.all():
                 self.note("sample_part_outside_record", int(np.count_nonzero(~whole)))
             columns.append((name, _columns.numbers(values, whole)))
         return columns
 
-    def _write_raw(self, window: Window, event: PerfEvent, some: _Some, place: Starts, size: Places) -> None:
+    def _write_raw(self, some: Ordered, event: PerfEvent, place: Starts, size: Places) -> None:
         at = 8 * place + 4
-        raw = _columns.binary(window.words.view(np.uint8), at, at + size)
-        common = _common(event, [_part(window, event, some)], window.names)
-        self._append(event.raw_table, event, [*common, ("raw", raw)])
+        raw = _columns.binary(some.words.view(np.uint8), at, at + size)
+        self._append(event.raw_table, event, [*self._common(event, [_part(some, event)]), ("raw", raw)])
 
     def _append(self, table: str, event: PerfEvent, columns: Named) -> None:
+        self.tables.add(table)
         arrays = [array for _, array in columns]
-        key = (table, len(columns))
-        schema = event.schemas.get(key)
+        self.sink.append(table, pa.RecordBatch.from_arrays(arrays, schema=self._schema(table, event)))
+
+    def _schema(self, table: str, event: PerfEvent) -> pa.Schema:
+        """What the batches of ``event`` for its own table, or for that of its undecodable samples, look like."""
+        schema = self._schemas.get((table, event))
         if schema is None:
-            schema = event.schemas[key] = _schema(columns, event.metadata)
-        self.sink.append(table, pa.RecordBatch.from_arrays(arrays, schema=schema))
+            layout, rows = event.layout, event.rows(self.note)
+            more: list[tuple[str, pa.DataType]] = []
+            if not event.tracepoint:
+                names = [*(part for part in _WORDS if part in layout.words), *rest_names(layout)]
+                more = [(name, pa.uint64()) for name in names]
+            elif layout.sample_type & RAW and (rows is None or table != event.table):
+                more = _RAW
+            elif layout.sample_type & RAW and rows is not None:
+                more = rows.types
+                if layout.sample_type & STACK_USER and "user_stack_bytes" not in dict(more):
+                    more = [*more, ("user_stack_bytes", pa.uint64())]
+            fields = [
+                pa.field(name, kind, nullable=name in _NULLABLE or not pa.types.is_integer(kind))
+                for name, kind in (*_COMMON, *more)
+            ]
+            schema = self._schemas[table, event] = pa.schema(fields, event.metadata)
+        return schema
 
 
-class _Emptied(NamedTuple):
-    """Hands on what a table looks like, without a row."""
-
-    sink: Sink
-    table: str
-
-    def append(self, table: str, batch: pa.RecordBatch) -> None:
-        if table == self.table:
-            self.sink.append(table, batch.slice(0, 0))
-
-    def settle(self) -> None:
-        self.sink.settle()
+def _words_of(row_bytes: int) -> int:
+    """Words from the one on that starts with the size of the raw data."""
+    return (4 + row_bytes + 7) // 8
 
 
-def _ignore(kind: str, number: int = 1) -> None:
-    pass
+def _raw_in(matrix: np.ndarray, starts: Starts, fixed_words: int) -> tuple[Starts, Places, np.ndarray]:
+    """Place (words) and bytes of the raw data after the fixed words of copied records; whether all of it is there."""
+    rows = Rows(matrix, 0)
+    size = rows.column(8 * fixed_words, _U32).astype(np.int64)
+    whole = size <= rows.column(6, _U16).astype(np.int64) - (8 * fixed_words + 4)  # of the record's own size
+    return starts + fixed_words, size if whole.all() else np.where(whole, size, 0), whole
 
 
-def _schema(columns: Named, metadata: dict[bytes, bytes]) -> pa.Schema:
-    fields = [
-        pa.field(name, array.type, nullable=name in _NULLABLE or not pa.types.is_integer(array.type))
-        for name, array in columns
-    ]
-    return pa.schema(fields, metadata)
-
-
-def by_event(words: Words, samples: Samples, ids: EventIds) -> tuple[Samples, Places]:
-    """The samples by event, those of an event by (time, cpu, place in the file); and where each stood before.
-
-    Sorted all at once: of 75 events in windows of 24 MB that takes half the time of sorting each.
-    """
-    order = np.argsort(samples.time_ns, kind="stable")
-    narrow = samples.event.astype(np.int16 if len(ids.layouts) < 1 << 15 else np.int64)  # 16 bits: radix sort
-    order = order.take(np.argsort(narrow.take(order), kind="stable"))
-    time_ns = samples.time_ns.take(order)
-    same = time_ns[1:] == time_ns[:-1]
-    if same.any():
-        ties = np.flatnonzero(np.concatenate(([False], same)) | np.concatenate((same, [False])))
-        tied = order[ties]
-        cpu = ids.sample_word(words, samples.starts[tied], samples.event[tied], "cpu") & np.uint64(0xFFFFFFFF)
-        order[ties] = tied[np.lexsort((cpu, time_ns[ties], samples.event[tied]))]
-    event = np.repeat(np.arange(len(ids.layouts)), np.bincount(samples.event, minlength=len(ids.layouts)))
-    return Samples(samples.starts.take(order), samples.ends.take(order), event, time_ns, samples.seq.take(order)), order
-
-
-def tids(words: Words, samples: Samples, ids: EventIds) -> np.ndarray:
-    """int32[n] thread of each sample; −1: not recorded."""
-    word = ids.sample_word(words, samples.starts, samples.event, "tid", _NO_TASK)
-    return (word >> np.uint64(32)).astype(np.int32)
-
-
-def _part(window: Window, event: PerfEvent, some: _Some, raw: Starts | None = None, raw_bytes: int = 0) -> Part:
-    """Copies of the fixed words of samples, and of ``raw_bytes`` from the words ``raw`` on, after the size in them."""
-    words = event.layout.fixed_words
-    more = 0 if raw is None else (4 + raw_bytes + 7) // 8
-    if raw is None or not event.layout.sample_type & (READ | CALLCHAIN):
-        # the raw data follows at once: one copy of each record serves both
-        matrix = _gather(window.words, some.starts, words + more)
-    else:
-        matrix = np.concatenate((_gather(window.words, some.starts, words), _gather(window.words, raw, more)), axis=1)
-    chain = None if window.chain_ids is None else window.chain_ids[some.which].copy()
-    return Part(matrix, window.samples.seq[some.which].copy(), window.comm[some.which].copy(), chain)
+def _part(some: Ordered, event: PerfEvent, matrix: np.ndarray | None = None) -> Part:
+    """Samples to be put by; ``matrix`` has their fixed words and the raw data from its size on."""
+    if matrix is None:
+        matrix = _gather(some.words, some.starts, event.layout.fixed_words)
+    return Part(matrix, some.seq.copy(), some.comm.copy(), None if some.chain is None else some.chain.copy())
 
 
 def _gather(words: Words, starts: Starts, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
@@ -270,36 +226,12 @@ def _in_order(event: PerfEvent, parts: list[Part]) -> list[Part]:
     place = event.layout.words.get("time")
     if len(parts) == 1 or place is None:
         return parts
-    time_ns = [Rows(part.matrix, 0).column(8 * place, _I64) for part in parts]
-    if all(before[-1] < after[0] for before, after in pairwise(time_ns)):
+    ends = [part.matrix[[0, -1], 8 * place : 8 * place + 8].view(np.int64)[:, 0].tolist() for part in parts]
+    if all(before[1] < after[0] for before, after in pairwise(ends)):
         return parts
     part = joined(parts)
-    keys = [part.seq, np.concatenate(time_ns)]
+    rows = Rows(part.matrix, 0)
+    keys = [part.seq, rows.column(8 * place, _I64)]
     if "cpu" in event.layout.words:
-        keys.insert(1, Rows(part.matrix, 0).column(8 * event.layout.words["cpu"], _I32))
+        keys.insert(1, rows.column(8 * event.layout.words["cpu"], _I32))
     return [part.pick(np.lexsort(keys))]
-
-
-def _common(event: PerfEvent, parts: list[Part], names: list[str]) -> Named:
-    """The columns that all tables of events start with."""
-    rows, places = _rows(parts, 0), event.layout.words
-    count = sum(len(part.seq) for part in parts)
-
-    def column(part: str, offset: int, dtype: np.dtype, missing: int) -> np.ndarray:
-        return rows.column(8 * places[part] + offset, dtype) if part in places else np.full(count, missing, dtype)
-
-    chains = [part.chain for part in parts if part.chain is not None]
-    if chains:
-        ids = np.concatenate(chains)
-        chain = _columns.numbers(ids, ids != NONE)
-    else:
-        chain = _columns.nulls(_U32, count)
-    return [
-        ("time_ns", _columns.numbers(column("time", 0, _I64, 0))),
-        ("cpu", _columns.known(column("cpu", 0, _I32, -1))),
-        ("pid", _columns.known(column("tid", 0, _I32, -1))),
-        ("tid", _columns.known(column("tid", 4, _I32, -1))),
-        ("comm", _columns.labels(np.concatenate([part.comm for part in parts]), names)),
-        ("callchain_id", chain),
-        ("seq", _columns.numbers(np.concatenate([part.seq for part in parts]).view(np.uint64))),
-    ]

@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from tracekit.formats._event_format import FormatTextError, parse_format
 from tracekit.formats._event_rows import EventRows
@@ -10,9 +9,6 @@ from tracekit.formats._perf_attr import TRACEPOINT, Attr
 from tracekit.formats._perf_header import PerfHeader
 from tracekit.formats._perf_sample import SampleLayout, layout_of
 from tracekit.formats._tracing_data import FormatText
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Count = Callable[..., None]
 _NAME_CHARS = frozenset("_-+.")
@@ -30,7 +26,6 @@ class PerfEvent:
         self.silent = attr.silent
         self.lacks_format = self.tracepoint and text is None
         self.raw_table = f"events/unknown/tracepoint_{attr.config}"
-        self.schemas: dict[tuple[str, int], pa.Schema] = {}  # by table and number of columns
         self._text = text
         self._rows: EventRows | None = None
 

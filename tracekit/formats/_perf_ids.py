@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracekit.formats._perf_attr import Attr
-from tracekit.formats._perf_index import SAMPLE, SamplePattern, Starts, Words
+from tracekit.formats._perf_index import SAMPLE, Found, SamplePattern, Starts, Words
 from tracekit.formats._perf_sample import SampleLayout, layout_of, word_of
 
 UNKNOWN = -1
@@ -17,6 +17,7 @@ UNWANTED = -2
 _ZERO = np.uint64(0)
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+Events = np.ndarray  # of int16, or more
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 _DENSE_IDS = 1 << 20  # ids are counted up by the kernel: mostly small, but after months of uptime they are not
@@ -34,51 +35,53 @@ class EventIds:
         self.trailer_words = np.array([layout.trailer_words for layout in self.layouts], np.int64)
         pairs = sorted((number, event) for event, attr in enumerate(attrs) for number in attr.ids)
         self._numbers = np.array([number for number, _ in pairs], np.uint64)
-        self._events = np.array([event for _, event in pairs], np.int64)
+        self._event_type = np.dtype(np.int16 if len(attrs) < 1 << 15 else np.int64)  # 16 bits are sorted by radix
+        self._events = np.array([event for _, event in pairs], self._event_type)
         self._single = len(attrs) == 1 or not self._sample_id or not pairs
         self._wanted = wanted
         low, high = (pairs[0][0], pairs[-1][0]) if pairs else (0, 0)
         id_word = 0 if self._single else self._sample_id
         self.pattern = SamplePattern(int(self.fixed_words.min()), id_word, low, high)
         self._known_places: dict[tuple[str, bool], Numbers] = {}
-        self._dense: Numbers | None = None
+        self._dense: Events | None = None
         self._kept: Mask | None = None  # by id: whether its samples are wanted, or of no event
         if pairs and high < _DENSE_IDS:
-            self._dense = np.full(high + 2, UNKNOWN, np.int64)
+            self._dense = np.full(high + 2, UNKNOWN, self._event_type)
             self._dense[self._numbers.astype(np.int64)] = self._events
             self._dense[0] = 0  # perf: id 0 is the first event
             if not wanted.all():
                 self._kept = (self._dense == UNKNOWN) | wanted[self._dense]
 
-    def event_of(self, numbers: Words) -> Numbers:
+    def event_of(self, numbers: Words) -> Events:
         """Event of each id; UNKNOWN if there is none."""
         if len(self._numbers) == 0:
-            return np.zeros(len(numbers), np.int64)
+            return np.zeros(len(numbers), self._event_type)
         if self._dense is not None:
             last = np.uint64(len(self._dense) - 1)
             return self._dense.take(np.minimum(numbers, last).view(np.int64), mode="clip")
         place = np.minimum(np.searchsorted(self._numbers, numbers), len(self._numbers) - 1)
-        event = np.where(self._numbers[place] == numbers, self._events[place], UNKNOWN)
+        event = self._events[place]
+        event[self._numbers[place] != numbers] = UNKNOWN
         event[numbers == 0] = 0
         return event
 
-    def event_of_samples(self, words: Words, starts: Starts) -> Numbers:
+    def event_of_samples(self, words: Words, starts: Starts) -> Events:
         """Event of each sample; UNKNOWN, or UNWANTED."""
         if self._single:
-            event = np.zeros(len(starts), np.int64)
+            event = np.zeros(len(starts), self._event_type)
         else:
             event = self.event_of(word_of(words, starts, self._sample_id))
-        if self._wanted.all():
-            return event
-        return np.where((event >= 0) & ~self._wanted[event], UNWANTED, event)
+        if not self._wanted.all():
+            event[(event >= 0) & ~self._wanted[event]] = UNWANTED
+        return event
 
-    def event_of_trailers(self, words: Words, ends: Starts) -> Numbers:
+    def event_of_trailers(self, words: Words, ends: Starts) -> Events:
         """Event that each record's trailer names; the first if it names none."""
         if self._single or not self._trailer_id:
-            return np.zeros(len(ends), np.int64)
-        return np.maximum(self.event_of(words[ends - self._trailer_id]), 0)
+            return np.zeros(len(ends), self._event_type)
+        return self.event_of(words[ends - self._trailer_id]).clip(0)
 
-    def sample_word(self, words: Words, starts: Starts, event: Numbers, part: str, default: np.uint64 = _ZERO) -> Words:
+    def sample_word(self, words: Words, starts: Starts, event: Events, part: str, default: np.uint64 = _ZERO) -> Words:
         """The word of each sample that holds ``part``; ``default`` where it has none."""
         each = self._places(part, trailer=False)
         first = int(each[0])
@@ -87,7 +90,7 @@ class EventIds:
         place = each[event]
         return np.where(place == 0, default, words[starts + place])
 
-    def trailer_word(self, words: Words, ends: Starts, event: Numbers, part: str, default: int) -> Words:
+    def trailer_word(self, words: Words, ends: Starts, event: Events, part: str, default: int) -> Words:
         """The word of each record's trailer that holds ``part``."""
         each = self._places(part, trailer=True)[event]
         return np.where(each == 0, np.uint64(default), words[ends - each])
@@ -100,12 +103,11 @@ class EventIds:
             found = self._known_places[part, trailer] = np.array([one.get(part, 0) for one in parts], np.int64)
         return found
 
-    def drop_unwanted(self, words: Words, starts: Starts) -> Starts:
-        """``starts`` of records without the samples that are not wanted, as cheaply as can be."""
+    def without_unwanted(self, words: Words, found: Found) -> Found:
+        """``found`` without the samples that are not wanted, as cheaply as can be."""
         if self._single or self._kept is None:
-            return starts
-        numbers = word_of(words, starts, self._sample_id)
+            return found
+        numbers = word_of(words, found.starts, self._sample_id)
         last = np.uint64(len(self._kept) - 1)
         keep = self._kept.take(np.minimum(numbers, last).view(np.int64), mode="clip")
-        keep |= words.view(np.uint32)[::2].take(starts, mode="clip") != SAMPLE
-        return starts[keep]
+        return found.pick(keep | (found.kind != SAMPLE))

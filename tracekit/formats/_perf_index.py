@@ -8,6 +8,7 @@ a header), so no false start can come in: ``link`` is exact by construction. Mea
 All positions are in 8-byte words, as perf.data records start at multiples of 8.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +35,38 @@ class SamplePattern(NamedTuple):
     max_id: int
 
 
+class Found(NamedTuple):
+    """Whole records, in the order of the file."""
+
+    starts: Starts
+    ends: Starts
+    kind: np.ndarray[tuple[int], np.dtype[np.uint32]]
+
+    def pick(self, which: slice | np.ndarray) -> "Found":
+        """Some of them."""
+        return Found(*(column[which] for column in self))
+
+
+NONE_FOUND = Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint32))
+
+
+def joined(pieces: Sequence[Found]) -> Found:
+    """All in one."""
+    return Found(*map(np.concatenate, zip(NONE_FOUND, *pieces, strict=True)))
+
+
 class Chain(NamedTuple):
     """The whole records in a window."""
 
-    starts: Starts
+    found: Found
     stop: int  # the first word that belongs to no whole record
     skip_bytes: int  # payload after ``stop`` that is no record (AUXTRACE)
     problem: str | None  # why the chain cannot go on at ``stop``; None: the window ends there
+
+    @property
+    def starts(self) -> Starts:
+        """Of the records."""
+        return self.found.starts
 
 
 def hop(words: Words, first: int, end: int) -> Chain:
@@ -57,7 +83,14 @@ def hop(words: Words, first: int, end: int) -> Chain:
         position += size
         if skip:
             break
-    return Chain(np.array(starts, np.int64), position, skip, problem)
+    return Chain(_found(words, starts), position, skip, problem)
+
+
+def _found(words: Words, starts: list[int]) -> Found:
+    """Records that lie where Python found them."""
+    at = np.array(starts, np.int64)
+    heads = words[at]
+    return Found(at, at + (heads >> np.uint64(51)).astype(np.int64), heads.astype(np.uint32))
 
 
 def _step(words: Words, position: int, end: int) -> tuple[int, str | None, int]:
@@ -83,24 +116,23 @@ def link(words: Words, first: int, end: int, pattern: SamplePattern) -> Chain:
 
     ``words`` must reach at least ``pattern.id_word`` beyond ``end``.
     """
-    starts, nexts = _candidates(words, first, end, pattern)
-    breaks = np.flatnonzero(nexts[:-1] != starts[1:])
-    breaks = np.append(breaks, len(starts) - 1)
-    pieces: list[Starts] = []
+    likely = _candidates(words, first, end, pattern)
+    breaks = np.flatnonzero(likely.ends[:-1] != likely.starts[1:])
+    breaks = np.append(breaks, len(likely.starts) - 1)
+    pieces: list[Found] = []
     hops: list[int] = []
     position = first
     problem: str | None = None
     skip = 0
-    here = 0
     while position < end:
-        here = int(starts.searchsorted(position))
-        if here < len(starts) and starts[here] == position:
+        here = int(likely.starts.searchsorted(position))
+        if here < len(likely.starts) and likely.starts[here] == position:
             last = int(breaks[breaks.searchsorted(here)])
             if hops:
-                pieces.append(np.array(hops, np.int64))
+                pieces.append(_found(words, hops))
                 hops = []
-            pieces.append(starts[here : last + 1])
-            position = int(nexts[last])
+            pieces.append(likely.pick(slice(here, last + 1)))
+            position = int(likely.ends[last])
             continue
         size, problem, skip = _step(words, position, end)
         if size == 0:
@@ -109,28 +141,26 @@ def link(words: Words, first: int, end: int, pattern: SamplePattern) -> Chain:
         position += size
         if skip:
             break
-    pieces.append(np.array(hops, np.int64))
-    return Chain(np.concatenate(pieces), position, skip, problem)
+    pieces.append(_found(words, hops))
+    return Chain(joined(pieces), position, skip, problem)
 
 
-def _candidates(words: Words, first: int, end: int, pattern: SamplePattern) -> tuple[Starts, Starts]:
-    """Words that look like the header of a whole sample or a finished round, and where those records would end."""
-    starts, nexts = [], []
+def _candidates(words: Words, first: int, end: int, pattern: SamplePattern) -> Found:
+    """What looks like a whole sample or a finished round."""
+    pieces = []
     for begin in range(first, end, CHUNK_WORDS):
         # a copy of the low halves: to compare every other one where they stand takes 1.6 times as long in all
-        kind = words[begin : min(begin + CHUNK_WORDS, end)].astype(np.uint32)
-        found = np.flatnonzero((kind == SAMPLE) | (kind == FINISHED_ROUND)) + begin
-        head = words.take(found, mode="clip")
-        size = (head >> np.uint64(48)).astype(np.int64)
-        sample = (head & np.uint64(0xFFFFFFFF)) == SAMPLE
+        low = words[begin : min(begin + CHUNK_WORDS, end)].astype(np.uint32)
+        found = np.flatnonzero((low == SAMPLE) | (low == FINISHED_ROUND))
+        kind = low.take(found)
+        found += begin
+        size = (words.take(found) >> np.uint64(48)).view(np.int64)
+        sample = kind == SAMPLE
         plausible = (size & 7 == 0) & np.where(sample, size >= 8 * pattern.min_words, size == 8)
         if pattern.id_word:
-            ids = words[pattern.id_word :].take(found, mode="clip")
-            plausible &= ~sample | ((ids >= pattern.min_id) & (ids <= pattern.max_id))
+            ids = words[pattern.id_word :].take(found)
+            plausible &= ~sample | (ids - np.uint64(pattern.min_id) <= np.uint64(pattern.max_id - pattern.min_id))
         following = found + (size >> 3)
         plausible &= following <= end
-        starts.append(found[plausible])
-        nexts.append(following[plausible])
-    if not starts:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    return np.concatenate(starts), np.concatenate(nexts)
+        pieces.append(Found(found, following, kind).pick(plausible))
+    return joined(pieces)

@@ -13,7 +13,7 @@ from tracekit.formats._cursor import Cursor
 from tracekit.formats._perf_attr import Attr, parse_attr
 from tracekit.formats._perf_features import MAX_ATTRS, MAX_SECTION_BYTES, TRACING_DATA, Features
 from tracekit.formats._perf_header import PIPE_HEADER_BYTES, PerfHeader, Section
-from tracekit.formats._perf_index import Starts, Words
+from tracekit.formats._perf_index import Found, Words
 
 HEADER_ATTR, EVENT_TYPE, TRACING_DATA_RECORD, EVENT_UPDATE, HEADER_FEATURE = 64, 65, 66, 78, 80
 _KINDS = np.array([HEADER_ATTR, EVENT_TYPE, EVENT_UPDATE, HEADER_FEATURE])
@@ -34,11 +34,9 @@ class PipeHeader:
         self.attrs: list[Attr] = []
         self.features = Features(self.problems)
 
-    def take(self, words: Words, starts: Starts, base: int) -> bool:
-        """Read the records among those at ``starts`` that belong to the header; whether there were any."""
-        wide = words.take(starts, mode="clip")
-        kind = wide & np.uint64(0xFFFFFFFF) if self.order == "<" else (wide.byteswap() >> np.uint64(32))
-        mine = starts[np.isin(kind, _KINDS)]
+    def take(self, words: Words, found: Found, base: int) -> bool:
+        """Read the records of ``found`` that belong to the header; whether there were any."""
+        mine = found.starts[np.isin(found.kind, _KINDS)]
         data = words.view(np.uint8)
         for start in mine.tolist():
             head = Cursor(self.path, data[8 * start : 8 * start + 8].tobytes(), base + 8 * start, self.order)

@@ -77,7 +77,7 @@ def _read_files(files: list[_Opened], sink: Sink, options: ReadOptions) -> Trace
     if header.directory and not others:
         walk.count("data_file_missing")
     walk.run(RecordStream([Source(feed, number) for number, feed in enumerate(feeds)]))
-    walk.truncated = _cut(walk, header, header.data.offset + available)
+    walk.scan.truncated = _cut(walk, header, header.data.offset + available)
     return _metadata(walk, sum(one.size for one in files))
 
 
@@ -85,14 +85,14 @@ def _cut(walk: Walk, header: PerfHeader, end: int) -> Truncation | None:
     """What a file that ends too early, at ``end``, lacks."""
     declared_end = header.data.offset + header.data.size
     if end < declared_end:
-        place = end if walk.truncated is None else walk.truncated.offset
+        place = end if walk.scan.truncated is None else walk.scan.truncated.offset
         reason = f"the file ends at {end:#x}, its data should end at {declared_end:#x}"
         return Truncation(place, declared_end - place, reason)
-    if walk.truncated is None and not header.data_complete:
+    if walk.scan.truncated is None and not header.data_complete:
         return Truncation(end, 0, "the recorder was killed before it wrote the event formats")
-    if walk.truncated is None and "features_missing" in walk.anomalies:
+    if walk.scan.truncated is None and "features_missing" in walk.anomalies:
         return Truncation(end, 0, "the file ends before its feature sections do")
-    return walk.truncated
+    return walk.scan.truncated
 
 
 def _read_stream(path: Path, stream: BinaryIO, sink: Sink, options: ReadOptions) -> TraceMetadata:
@@ -119,8 +119,8 @@ def _read_pipe(head: bytes, feed: FileFeed | PipeFeed, size: int, sink: Sink, op
 
 def _metadata(walk: Walk, size: int) -> TraceMetadata:
     """What the header and the walk say of the trace."""
-    features = dict(walk.header.features)
-    tracing = walk.header.tracing
+    features = dict(walk.known.header.features)
+    tracing = walk.known.header.tracing
     machine = {
         "release": features.pop("release", None),
         "arch": features.pop("arch", None),
@@ -133,12 +133,11 @@ def _metadata(walk: Walk, size: int) -> TraceMetadata:
     }
     features.pop("hostname", None)
     recorder = {"name": "perf", "version": features.pop("version", None), "cmdline": features.pop("cmdline", None)}
-    clock = {"name": walk.header.attrs[0].clock, "wall_offset_ns": features.pop("wall_offset_ns", None)}
-    if walk.header.order == ">":
+    clock = {"name": walk.known.header.attrs[0].clock, "wall_offset_ns": features.pop("wall_offset_ns", None)}
+    if walk.known.header.order == ">":
         features["byte_order"] = "big"
     records = walk.tally.summary()
     if records:
         features["records"] = records
-    return TraceMetadata(
-        "perf.data", size, machine, recorder, clock, walk.losses.summary(), walk.anomalies, walk.truncated, features
-    )
+    lost, truncated = walk.losses.summary(), walk.scan.truncated
+    return TraceMetadata("perf.data", size, machine, recorder, clock, lost, walk.anomalies, truncated, features)

@@ -96,16 +96,7 @@ def locate(words: Words, starts: Starts, ends: Starts, layout: SampleLayout) -> 
         chain = place + 1
         place = chain + chain_count
     placed, after = whole, place
-    if layout.sample_type & RAW and not layout.sample_type & (READ | CALLCHAIN):
-        # at the same place in all samples, which the caller knows to reach that far
-        raw = place
-        raw_bytes = (word_of(words, starts, layout.fixed_words) & np.uint64(0xFFFFFFFF)).view(np.int64)
-        placed = place < ends
-        whole = raw_bytes <= (ends - place) * 8 - 4
-        if not whole.all():
-            raw_bytes = np.where(whole, raw_bytes, 0)
-        after = place + (raw_bytes + 11) // 8
-    elif layout.sample_type & RAW:
+    if layout.sample_type & RAW:
         placed = whole = whole & (place < ends)
         raw = np.where(whole, place, starts)
         raw_bytes = (words[raw] & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -192,6 +183,12 @@ def rest(
         parts[name] = value, whole = _value(words, place, ends, whole)
         place = place + 1
     return parts
+
+
+def rest_names(layout: SampleLayout) -> list[str]:
+    """What ``rest`` finds in samples of that layout."""
+    words, none = np.empty(0, np.uint64), np.empty(0, np.int64)
+    return list(rest(words, none, layout, locate(words, none, none, layout)))
 
 
 def _value(

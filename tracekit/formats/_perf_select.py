@@ -3,9 +3,9 @@
 import numpy as np
 
 from tracekit.formats import ReadOptions
-from tracekit.formats._perf_decode import Samples
 from tracekit.formats._perf_ids import EventIds
 from tracekit.formats._perf_index import Words
+from tracekit.formats._perf_window import Samples
 
 _LOW = np.uint64(0xFFFFFFFF)
 

@@ -13,7 +13,7 @@ import numpy as np
 from tracekit.formats._event_format import EventFormat, Field
 from tracekit.formats._event_rows import _element_bytes as element_bytes
 from tracekit.formats._perf_ids import EventIds
-from tracekit.formats._perf_index import AUXTRACE, COMPRESSED, SAMPLE, TRACING_DATA, Chain, Starts, Words
+from tracekit.formats._perf_index import AUXTRACE, COMPRESSED, SAMPLE, TRACING_DATA, Chain, Found, Starts, Words
 from tracekit.formats._perf_sample import RAW, locate
 
 _HEAD = struct.Struct(">IHH")
@@ -28,7 +28,7 @@ Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 def hop_swapped(words: Words, first: int, end: int) -> Chain:
     """``_perf_index.hop`` for headers of the other byte order."""
     data = words.data.cast("B")
-    starts = []
+    starts, kinds, ends = [], [], []
     position, skip = first, 0
     problem: str | None = None
     while position < end and not skip:
@@ -44,25 +44,25 @@ def hop_swapped(words: Words, first: int, end: int) -> Chain:
         elif kind == TRACING_DATA and size >= 16:
             skip = struct.unpack_from(">I", data, 8 * position + 8)[0]
         starts.append(position)
+        kinds.append(kind)
         position += size // 8
-    return Chain(np.array(starts, np.int64), position, skip, problem)
+        ends.append(position)
+    found = Found(np.array(starts, np.int64), np.array(ends, np.int64), np.array(kinds, np.uint32))
+    return Chain(found, position, skip, problem)
 
 
-def to_native(words: Words, starts: Starts, ids: EventIds) -> None:
-    """Swap the records at ``starts``, which lie end to end."""
+def to_native(words: Words, found: Found, ids: EventIds) -> None:
+    """Swap the records of ``found``, which lie end to end."""
+    starts, ends, kind = found
     if len(starts) == 0:
         return
-    last = int(starts[-1])
-    end = last + _HEAD.unpack_from(words.data.cast("B"), 8 * last)[2] // 8
-    words[int(starts[0]) : end].byteswap(inplace=True)
+    words[int(starts[0]) : int(ends[-1])].byteswap(inplace=True)
     heads = words[starts]
     size = heads & np.uint64(0xFFFF)
     misc = heads >> np.uint64(16) & np.uint64(0xFFFF)
-    kind = heads >> np.uint64(32)
     words[starts] = kind | misc << np.uint64(32) | size << np.uint64(48)
-    ends = starts + (size >> np.uint64(3)).astype(np.int64)
     for number in np.unique(kind).tolist():
-        mine = kind == np.uint64(number)
+        mine = kind == number
         if number == SAMPLE:
             _samples(words, starts[mine], ends[mine], ids)
         elif number < 64:
