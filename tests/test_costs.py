@@ -264,10 +264,6 @@ def test_where_nothing_is_spared_the_ratio_is_one(tmp_path):
     assert by_spec["as_traced"]["ratio"] == {"low": 1.0, "median": 1.0, "high": 1.0}
     assert by_spec["counter_early_exit"]["operations"][VISIT] == {"traced": 60, "policy": 60}
     assert 1.0 < by_spec["counter_early_exit"]["ratio"]["median"] < 1.02
-    full = Clock()
-    call(full, vmas=3, hits=(0, 1, 2))
-    _, by_spec = run(tmp_path / "full", full)
-    assert by_spec["upper_bound"]["ratio"] == {"low": 1.0, "median": 1.0, "high": 1.0}
 
 
 def test_calls_are_priced_each_by_its_own(tmp_path):

@@ -15,6 +15,7 @@ from tracekit.errors import OutputError, UsageError
 from tracekit.ingest import ingest
 from tracekit.machine.replay import VISIT_EVENTS, Replay, replay
 from tracekit.policies import Judgement, Policy
+from tracekit.predict import likely
 from tracekit.result import Result
 from tracekit.summary import Judged, summarise
 from tracekit.trace import Trace, is_trace_dir, open_trace
@@ -60,8 +61,13 @@ def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None, cost
     facts = replay(trace, fidelity=fidelity)
     if fidelity not in (None, facts.fidelity):
         raise UsageError(f"--fidelity {fidelity}: this trace allows {facts.fidelity} here; leave the option out")
+    perhaps = likely(facts)
     judged = [
-        Judged(one, policies.judge(one.name, one.policy, facts.operations))
+        Judged(
+            one,
+            policies.judge(one.name, one.policy, facts.operations),
+            None if perhaps is None else policies.judge(one.name, one.policy, perhaps),
+        )
         if _judgeable(trace, facts, one.policy)
         else Judged(one, None)
         for one in chosen

@@ -17,6 +17,7 @@ from tracekit.policies import Judgement
 _TAKEN = {Source.TRACEPOINT: "tracepoints", Source.KPROBE: "kprobes", Source.KRETPROBE: "kretprobes"}
 _MOST_BLOCKS = 200  # of calls, for the bootstrap
 _ALIKE = 0.02  # in their number of records: calls that do the same work
+_LEAST_ACCOUNTED = 0.5  # share of the migration entries that must be explained for a number
 _VOID = 0.25  # share of the draws that may leave less time than is saved
 
 
@@ -50,41 +51,112 @@ class Prediction(NamedTuple):
     reason: str | None
 
 
-def predict(replay: Replay, judgement: Judgement, costs: CostModel, calls: pl.DataFrame) -> Prediction:
+def likely(replay: Replay) -> pl.DataFrame | None:
+    """The operations with walks taken for known that were chosen among alternatives; None: there are none."""
+    ops = replay.operations
+    whole = replay.episodes.filter(
+        ~pl.col("known"), pl.col("try_walk").is_not_null() & pl.col("remove_walk").is_not_null()
+    )
+    inferred = ops.filter(pl.col("certainty") == "inferred", pl.col("position").is_not_null()).select("episode")
+    chosen = whole.select("episode").join(inferred, on="episode", how="semi")["episode"]
+    if chosen.is_empty():
+        return None
+    return ops.with_columns(known=pl.col("known") | pl.col("episode").is_in(chosen.implode()).fill_null(value=False))
+
+
+def predict(
+    replay: Replay, judgement: Judgement, costs: CostModel, calls: pl.DataFrame, perhaps: Judgement | None = None
+) -> Prediction:
     """Predict the time that ``calls`` (rows of ``replay.calls``) take together under the judged policy.
 
     Calls touched by a loss, and those whose end was not seen, are left out of both sides.
+
+    Args:
+        replay: the trace.
+        judgement: of the operations that are certain.
+        costs: the prices.
+        calls: rows of ``replay.calls``.
+        perhaps: the judgement of ``likely`` operations: the best guess, and with the certain ones the interval.
     """
     good = calls.filter(~pl.col("lost") & pl.col("end_row").is_not_null())
     traced = int(good["duration_ns"].sum()) if len(good) else None
-    inside = enclosed(replay, good)
-    spared = spared_by_call(replay, judgement).join(inside, on="call", how="semi")
-    if judgement.batches is not None:  # what a copy takes is its own, and not that of its sort
-        spared = spared.filter(~pl.col("key").is_in(blocking.OWN))
-    counts = {key: n for key, n in spared.group_by("key").agg(pl.col("count").sum()).iter_rows() if n}
+    times = _judged_times(replay, judgement, perhaps, costs, good)
+    if isinstance(times, str):
+        return Prediction(len(calls), len(good), traced, None, None, None, times)
+    untraced, saved = times
+    ratio = _interval(np.maximum(1 - saved / untraced, 0.0))
+    if saved.any():  # where nothing changes the ratio is 1, whatever the prices
+        ratio = _widened(ratio, costs.margin)
+    return Prediction(len(calls), len(good), traced, _interval(untraced), _interval(untraced - saved), ratio, None)
 
-    def refuse(reason: str) -> Prediction:
-        return Prediction(len(calls), len(good), traced, None, None, None, reason)
 
-    if not len(good):
-        return refuse("no call with both ends seen and no event lost")
-    if costs.prices is None:
-        return refuse(costs.how[0])
-    unpriced = sorted(key for key in counts if key not in costs.prices.price_ns)
-    if unpriced:
-        return refuse(f"no price in this trace for {', '.join(unpriced)}")
-    untraced, saved = _times(replay, _felt(replay, good), spared, costs.prices)
+def _judged_times(
+    replay: Replay, judgement: Judgement, perhaps: Judgement | None, costs: CostModel, calls: pl.DataFrame
+) -> tuple[Floats, Floats] | str:
+    """float64[DRAWS] each: untraced time of ``calls`` and the time saved in them, ns; or why there is no number."""
+    inside = enclosed(replay, calls)
+    spared = _spared_in(replay, judgement, inside)
+    share = _accounted(replay, inside)
+    reason = _lacking(costs, calls, spared) or _unaccounted(judgement, share)
+    if reason or costs.prices is None:
+        return reason or costs.how[0]
+    felt = _felt(replay, calls)
+    untraced, saved = _times(replay, felt, spared, costs.prices)
+    if perhaps is not None:
+        more = _spared_in(replay, perhaps, inside).filter(pl.col("key").is_in(list(costs.prices.price_ns)))
+        saved = saved + _part("perhaps", 0, 1, 1) * (_times(replay, felt, more, costs.prices)[1] - saved)
+    saved = saved * _part("unaccounted", 1, 1 / share if share else 1, 1)
     if judgement.batches is not None:
         batched = blocking.saving(replay, judgement.batches, costs.prices, inside)
         if isinstance(batched, str):
-            return refuse(batched)
+            return batched
         saved = saved + batched
     if saved[0] >= untraced[0] or np.mean(saved >= untraced) > _VOID:
-        return refuse("void: the estimated tracing overhead leaves less time than the policy would save")
-    ratio = _interval(np.maximum(1 - saved / untraced, 0.0))
-    if counts or saved.any():  # where nothing changes the ratio is 1, whatever the prices
-        ratio = _widened(ratio, costs.margin)
-    return Prediction(len(calls), len(good), traced, _interval(untraced), _interval(untraced - saved), ratio, None)
+        return "void: the estimated tracing overhead leaves less time than the policy would save"
+    return untraced, saved
+
+
+def _lacking(costs: CostModel, calls: pl.DataFrame, spared: pl.DataFrame) -> str | None:
+    """Why there is no number for ``spared``; None: there is one."""
+    if calls.is_empty():
+        return "no call with both ends seen and no event lost"
+    if costs.prices is None:
+        return costs.how[0]
+    changed = spared.group_by("key").agg(pl.col("count").abs().sum()).filter(pl.col("count") > 0)["key"]
+    unpriced = sorted(set(changed.to_list()) - costs.prices.price_ns.keys())
+    return f"no price in this trace for {', '.join(unpriced)}" if unpriced else None
+
+
+def _unaccounted(judgement: Judgement, share: float) -> str | None:
+    """Why nothing can be said of calls of whose migration entries only ``share`` are explained."""
+    changes = bool(judgement.added) or not bool(judgement.executed.all())
+    if share >= _LEAST_ACCOUNTED or not changes:
+        return None
+    return f"only {share:.0%} of the migration entries in these calls belong to walks that could be judged"
+
+
+def _part(name: str, low: float, high: float, best: float) -> Floats:
+    """float64[DRAWS]: a factor anywhere between ``low`` and ``high``."""
+    draws = generator(name).uniform(low, high, DRAWS)
+    draws[0] = best
+    return draws
+
+
+def _spared_in(replay: Replay, judgement: Judgement, inside: pl.DataFrame) -> pl.DataFrame:
+    """Rows of ``spared_by_call`` in the calls ``inside``, less what the judgement prices by itself."""
+    spared = spared_by_call(replay, judgement).join(inside, on="call", how="semi")
+    # what a copy in a batch takes is its own, and not that of its sort
+    return spared.filter(~pl.col("key").is_in(blocking.OWN)) if judgement.batches is not None else spared
+
+
+def _accounted(replay: Replay, inside: pl.DataFrame) -> float:
+    """Share of the migration entries set in the calls ``inside`` whose folio's walks are known or were chosen."""
+    sets = pl.col("op") == "migration_entry.set"
+    entries = replay.operations.filter(sets).join(inside, on="call", how="semi")
+    if entries.is_empty():
+        return 1.0
+    judged = replay.episodes.filter(pl.col("try_walk").is_not_null() & pl.col("remove_walk").is_not_null())
+    return len(entries.join(judged, on="episode", how="semi")) / len(entries)
 
 
 def _felt(replay: Replay, calls: pl.DataFrame) -> pl.DataFrame:

@@ -20,10 +20,14 @@ _FACTS = ("source", "machine", "clock", "time_range_ns", "fidelity", "lost", "tr
 
 
 class Judged(NamedTuple):
-    """A policy, as asked for on the command line, and what it made of the operations; None: events are missing."""
+    """A policy, as asked for on the command line, and what it made of the operations; None: events are missing.
+
+    perhaps: what it made of those that are likely, too (``predict.likely``); None: all are certain.
+    """
 
     chosen: Chosen
     judgement: Judgement | None
+    perhaps: Judgement | None = None
 
 
 def summarise(trace: Trace, replay: Replay, costs: CostModel, judged: Sequence[Judged]) -> dict[str, Any]:
@@ -79,7 +83,7 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
     outermost = replay.calls.filter(pl.col("parent").is_null())
     touched = outermost.join(changed if len(changed) else used, on="call", how="semi")
     worked = replay.calls.filter("is_named").join(used, on="call", how="semi", maintain_order="left")
-    total = as_json(predict(replay, judgement, costs, touched))
+    total = as_json(predict(replay, judgement, costs, touched, judged.perhaps))
     return {
         **head,
         "reason": total["reason"],
@@ -87,7 +91,7 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         "time_ns": total["time_ns"],
         "ratio": total["ratio"],
         "calls": [
-            _call(replay, judgement, costs, str(key[0]), calls)
+            _call(replay, judged, costs, str(key[0]), calls)
             for key, calls in worked.group_by("name", maintain_order=True)
         ],
         "unsafe": judgement.unsafe,
@@ -106,8 +110,10 @@ def _blocking(replay: Replay, judgement: Judgement, costs: CostModel) -> dict[st
     return blocking.as_json(blocking.blocking(replay, judgement.batches, costs.prices))
 
 
-def _call(replay: Replay, judgement: Judgement, costs: CostModel, name: str, calls: pl.DataFrame) -> dict[str, Any]:
-    prediction = predict(replay, judgement, costs, calls)
+def _call(replay: Replay, judged: Judged, costs: CostModel, name: str, calls: pl.DataFrame) -> dict[str, Any]:
+    judgement = judged.judgement
+    assert judgement is not None
+    prediction = predict(replay, judgement, costs, calls, judged.perhaps)
     return {
         "call": name,
         "n": prediction.n,
