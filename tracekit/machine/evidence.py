@@ -11,6 +11,9 @@ RELEASES: dict[str, tuple[tuple[tuple[int, int], str], ...]] = {
     "batched_zap": (((0, 0), "none"), ((6, 9), "upstream")),
     "batched_unmap": (((0, 0), "page"), ((6, 15), "whole"), ((6, 16), "partial")),
     "batched_migrate_unmap": (((0, 0), "none"),),
+    "single_trylock": (((0, 0), "retry2"), ((5, 16), "noretry")),
+    "counter_early_exit": (((0, 0), "none"),),
+    "batched_copy": (((0, 0), "none"),),
 }
 _BATCHES = {"zap": "batched_zap", "try_to_unmap": "batched_unmap", "try_to_migrate": "batched_migrate_unmap"}
 _PHASES = {policy: phase for phase, policy in _BATCHES.items()}
@@ -32,7 +35,7 @@ class Has(NamedTuple):
 
 
 def find_evidence(ops: pl.DataFrame, release: str | None, given: Mapping[str, str] | None = None) -> dict[str, Has]:
-    """What the kernel has of each policy that batches rmap removals.
+    """What the kernel has of each policy; a trace shows it of those that batch rmap removals.
 
     Args:
         ops: the operations; rmap.remove with phase, run, nr_pages, lazyfree, anon, life.
@@ -42,10 +45,14 @@ def find_evidence(ops: pl.DataFrame, release: str | None, given: Mapping[str, st
     removes = ops.filter((pl.col("op") == "rmap.remove") & pl.col("run").is_not_null() & pl.col("life").is_not_null())
     found = {}
     for policy in RELEASES:
-        of_phase = removes.filter(pl.col("phase") == _PHASES[policy])
         told = (given or {}).get(policy)
-        released = _released(policy, release)
-        found[policy] = Has(told, "given", "") if told else _seen(policy, of_phase, released) or released
+        if told:
+            found[policy] = Has(told, "given", "as asked for")
+            continue
+        found[policy] = released = _released(policy, release)
+        if policy in _PHASES:
+            of_phase = removes.filter(pl.col("phase") == _PHASES[policy])
+            found[policy] = _seen(policy, of_phase, released) or released
     return found
 
 
