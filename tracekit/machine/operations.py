@@ -65,7 +65,7 @@ OPERATIONS: dict[str, str] = {
 
 AMOUNTS: dict[str, str] = {
     "rmap.remove_pages": "pages taken out of the rmap by rmap.remove",
-    "rmap.atomic": "atomic updates of mapcounts by rmap.remove of large folios (MODEL.md D.2)",
+    "rmap.atomic": "atomic updates of mapcounts by rmap.remove of PTEs of large folios (MODEL.md D.2)",
     "pte.clear": "PTEs (or PMDs) cleared for good by zap and try_to_unmap",
     "gather.slot": "slots of the mmu_gather taken by zap: two for a range, one for a page",
     "tlb.pend": "deferred TLB flushes noted by try_to_unmap, at most: none where it flushes at once",
@@ -109,22 +109,26 @@ SCHEMA: dict[str, pl.DataType] = {
 
 def amounts(ops: pl.DataFrame) -> pl.DataFrame:
     """Int64[n_ops] each: what every operation of ``ops``, as traced, brings with it; columns as ``AMOUNTS``."""
-    remove = pl.col("op") == "rmap.remove"
-    pages, zap, unmap = pl.col("nr_pages"), pl.col("phase") == "zap", pl.col("phase") == "try_to_unmap"
+    remove, zap, unmap = pl.col("op") == "rmap.remove", pl.col("phase") == "zap", pl.col("phase") == "try_to_unmap"
+    # a removal in a known phase that is in no run is that of a PMD
+    entries = pl.when(pl.col("run").is_null()).then(1).otherwise("nr_pages")
     found = {
-        "rmap.remove_pages": pl.when(remove).then(pages),
-        "rmap.atomic": pl.when(remove & pl.col("life").is_not_null()).then(atomics(pages, pl.col("unmapped"))),
-        "pte.clear": pl.when(remove & (zap | unmap)).then(pages),
-        "gather.slot": pl.when(remove & zap).then(pl.min_horizontal(pages, 2)),
-        "tlb.pend": pl.when(remove & unmap).then(1),
+        "rmap.remove_pages": pl.when(remove).then("nr_pages"),
+        "rmap.atomic": pl.when(remove & pl.col("life").is_not_null() & pl.col("run").is_not_null()).then(
+            atomics(pl.lit(1))
+        ),
+        "pte.clear": pl.when(remove & (zap | unmap)).then(entries),
+        "gather.slot": pl.when(remove & zap).then(pl.min_horizontal(entries, 2)),
+        "tlb.pend": pl.when(unmap & (remove | pl.col("stopped").fill_null(value=False))).then(1),
         "folio.copy_bytes": pl.col("bytes"),
     }
     return ops.select(expr.fill_null(0).cast(pl.Int64).alias(name) for name, expr in found.items())
 
 
-def atomics(pages: pl.Expr, unmapped: pl.Expr) -> pl.Expr:
-    """Updates of one call that takes ``pages`` out: large_mapcount, each page's, and nr_pages_mapped if any was last.
+def atomics(calls: pl.Expr) -> pl.Expr:
+    """Updates of mapcounts by ``calls`` that take nr_pages out together (MODEL.md D.2).
 
-    MODEL.md D.2; kernels with CONFIG_NO_PAGE_MAPCOUNT keep the first only.
+    Each call updates large_mapcount and, if it unmaps a page, nr_pages_mapped; each page has a count of its own.
+    Kernels with CONFIG_NO_PAGE_MAPCOUNT keep the first only.
     """
-    return 1 + pages + (unmapped.fill_null(0) > 0)
+    return calls + pl.col("nr_pages") + pl.min_horizontal(calls, pl.col("unmapped").fill_null(0))

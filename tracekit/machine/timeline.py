@@ -67,6 +67,7 @@ KIND_OF_EVENT = {
 }
 KIND_OF_UNMAP_EVENT = {
     "try_to_unmap_one": Kind.UNMAP_VISIT,
+    "try_to_unmap_one_return": Kind.UNMAP_VISIT_RETURN,
     "rmap_remove": Kind.RMAP_REMOVE,
     "rmap_remove_pmd": Kind.RMAP_REMOVE_PMD,
     "deferred_split": Kind.DEFERRED_SPLIT,
@@ -75,14 +76,13 @@ KIND_OF_UNMAP_EVENT = {
 _KIND_OF_COMPANION = {
     "try_to_unmap": Kind.UNMAP,
     "try_to_unmap_return": Kind.UNMAP_RETURN,
-    "try_to_unmap_one_return": Kind.UNMAP_VISIT_RETURN,
     "gather": Kind.GATHER,
     "zap": Kind.ZAP,
     "fault": Kind.FAULT,
     "tlb_flush": Kind.OTHER,
 }
 _KINDS = {**KIND_OF_EVENT, **KIND_OF_UNMAP_EVENT, **_KIND_OF_COMPANION}
-PROBE_SYSTEMS = ("kprobes:", "probe:", "fprobes:")
+PROBE_SYSTEMS = ("kprobes:", "probe:", "fprobes:", "unknown:")  # unknown: a text's, which names no group
 
 COLUMNS: dict[str, pl.DataType] = {
     "task": pl.Int32(),
@@ -213,7 +213,7 @@ def _frame(trace: Trace, table: str, event: str | None) -> pl.LazyFrame:
         "cpu": pl.col("cpu"),
         "seq": pl.col("seq"),
         "kind": pl.lit(_kind(table, event)),
-        "source": pl.lit(_source(table, fields)),
+        "source": pl.lit(_source(fields)),
         "event": pl.lit(table),
         "comm": pl.col("comm").cast(pl.String),
     }
@@ -249,7 +249,9 @@ def _kind(table: str, event: str | None) -> int:
     return Kind.SYSCALL_EXIT if table.startswith("syscalls:sys_exit_") else Kind.OTHER
 
 
-def _source(table: str, fields: list[str]) -> int:
-    if not table.startswith(PROBE_SYSTEMS):
-        return Source.TRACEPOINT
-    return Source.KRETPROBE if "__probe_ret_ip" in fields else Source.KPROBE
+def _source(fields: list[str]) -> int:
+    """By the place that every probe tells, whatever its group; text tells it by name."""
+    if any(field in fields for field in ("__probe_ret_ip", "__probe_ret_ip_name")):
+        return Source.KRETPROBE
+    probe = any(field in fields for field in ("__probe_ip", "__probe_ip_name"))
+    return Source.KPROBE if probe else Source.TRACEPOINT

@@ -74,7 +74,7 @@ def find_unmapping(trace: Trace, known: Replayed) -> pl.DataFrame:
         [
             _removes(table, known),
             _splits(table, known),
-            _visits(visits, known),
+            _visits(trace, visits, known),
             _flushes(trace, known),
         ],
         how="diagonal_relaxed",
@@ -122,17 +122,20 @@ def _splits(table: pl.DataFrame, known: Replayed) -> pl.DataFrame:
     )
 
 
-def _visits(visits: pl.DataFrame, known: Replayed) -> pl.DataFrame:
+def _visits(trace: Trace, visits: pl.DataFrame, known: Replayed) -> pl.DataFrame:
     at = visits["row"].to_numpy()
+    visits = visits.with_columns(
+        known.rows.select(*_RECORD, "folio", "vma", "mm", "addr")[at], number=pl.int_range(pl.len(), dtype=pl.Int64)
+    )
     return visits.with_columns(
-        known.rows.select(*_RECORD, "folio", "vma", "mm", "addr")[at],
+        lazyfree=unmaps.lazyfree(trace, visits.select("number", "folio", "time_ns", "addr")),
         op=pl.lit("try_to_unmap.vma_visit"),
         call=pl.Series(known.call_of_row[at], dtype=pl.Int64),
         is_visit=pl.lit(value=True),
         hit=pl.col("nr_pages") > 0,
         phase=pl.lit("try_to_unmap"),
         certainty=pl.lit("observed"),
-    ).drop("walk_start")
+    ).drop("walk_start", "number")
 
 
 def _flushes(trace: Trace, known: Replayed) -> pl.DataFrame:
