@@ -117,17 +117,21 @@ def texts(values: list[str]) -> pa.Array:
 
 def labels(codes: np.ndarray, names: list[str]) -> pa.Array:
     """Dictionary-encoded strings ``names[codes[i]]``; code −1 is null. Only the names in use are kept."""
-    if codes.min(initial=0) < 0:
-        valid = codes >= 0
-        codes = np.where(valid, codes, 0)
-        used = np.flatnonzero(np.bincount(codes[valid]))
-    else:
-        valid = None
-        used = np.flatnonzero(np.bincount(codes))
-    compact = np.zeros(int(codes.max(initial=0)) + 1, np.int32)
+    there = np.zeros(len(names) + 1, bool)
+    there[codes] = True  # that of −1 is the last
+    used = np.flatnonzero(there[:-1])
+    compact = np.zeros(len(there), np.int32)
     compact[used] = np.arange(len(used), dtype=np.int32)
-    indices = numbers(compact.take(codes, mode="clip"), valid)
-    return pa.DictionaryArray.from_arrays(indices, texts([names[code] for code in used]))
+    indices = numbers(compact[codes], codes >= 0 if there[-1] else None)
+    return pa.DictionaryArray.from_arrays(indices, texts([names[code] for code in used.tolist()]))
+
+
+def distinct(values: np.ndarray) -> np.ndarray:
+    """The values, each once, in order. ``np.unique`` does the same, and imports 5 ms of ``numpy.ma``."""
+    ordered = np.sort(values)
+    first = np.ones(len(ordered), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
 
 
 def fixed_list(values: np.ndarray) -> pa.Array:

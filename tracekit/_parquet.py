@@ -245,13 +245,16 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _column(rows: pa.RecordBatch | pa.Table, name: str) -> np.ndarray:
-    """A key column as NumPy; nulls come as −1."""
+    """A key column as NumPy; nulls come as −1. Not by ``to_numpy``, which imports pandas, or pyarrow.compute."""
     column = rows.column(name)
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    bitmap, data = column.buffers()
+    end = column.offset + len(column)
+    values: np.ndarray = np.frombuffer(data, str(column.type), end)[column.offset :]
     if column.null_count:
-        column = column.fill_null(-1 if name != "seq" else 0)
-    values: np.ndarray = column.to_numpy(zero_copy_only=True)
+        valid = np.unpackbits(np.frombuffer(bitmap, np.uint8), count=end, bitorder="little")[column.offset :]
+        values = np.where(valid, values, 0 if name == "seq" else -1)
     return values
 
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tracekit import _columns
+
 PID_MAX = 1 << 22  # PID_MAX_LIMIT on 64 bit, include/linux/threads.h
 
 Codes = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -102,7 +104,8 @@ class CommHistory:
         times, tids, codes = changes[:, 0], changes[:, 1], changes[:, 2].astype(np.int32)
         keys = tids << 32 | np.arange(1, len(changes) + 1)
         order = np.argsort(keys)
-        result = CommWindow(base, np.maximum.accumulate(times), keys[order], codes[order], np.unique(tids), self.names)
+        latest, changed = np.maximum.accumulate(times), _columns.distinct(tids)
+        result = CommWindow(base, latest, keys[order], codes[order], changed, self.names)
         if self._current:
             highest = max(self._current)
             room = len(base) if highest < len(base) else 1 << highest.bit_length()

@@ -100,7 +100,7 @@ class _Companion:
             place = np.minimum(place, len(self.values) - 1)
             known = self.values[place] == wide
         if not known.all():
-            self._learn(np.unique(wide[~known]))
+            self._learn(_columns.distinct(wide[~known]))
             place = np.searchsorted(self.values, wide)
         return _columns.labels(self.codes[place], self.names)
 

@@ -13,7 +13,18 @@ NONE = 0xFFFFFFFF
 MAX_REMEMBERED = 1 << 19
 """Distinct chains remembered at a time (some 100 MB); after that many, one seen before may get a second number."""
 
-_SEEDS = np.random.default_rng(0x7261636B).integers(1, 1 << 63, (2, 1 << 16), dtype=np.uint64) | np.uint64(1)
+
+def _mix(values: Words) -> Words:
+    """Spread the bits of addresses, which differ in few of them (murmur3's finaliser)."""
+    values = values ^ (values >> np.uint64(33))
+    values = values * np.uint64(0xFF51AFD7ED558CCD)
+    return values ^ (values >> np.uint64(33))
+
+
+# of splitmix64: numpy.random alone takes 12 ms to import
+_SEEDS = _mix(np.arange(1, (2 << 16) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).reshape(2, -1) | np.uint64(
+    1
+)
 
 
 class CallchainIds:
@@ -92,10 +103,3 @@ def _distinct(layouts: list[SampleLayout], numbers: list[int]) -> list[SampleLay
         if layouts[number] not in found:
             found.append(layouts[number])
     return found
-
-
-def _mix(values: Words) -> Words:
-    """Spread the bits of addresses, which differ in few of them (murmur3's finaliser)."""
-    values = values ^ (values >> np.uint64(33))
-    values = values * np.uint64(0xFF51AFD7ED558CCD)
-    return values ^ (values >> np.uint64(33))

@@ -44,7 +44,7 @@ class Found(NamedTuple):
 
     def pick(self, which: slice | np.ndarray) -> "Found":
         """Some of them."""
-        return Found(*(column[which] for column in self))
+        return Found(self.starts[which], self.ends[which], self.kind[which])
 
 
 NONE_FOUND = Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint32))
@@ -52,7 +52,8 @@ NONE_FOUND = Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.
 
 def joined(pieces: Sequence[Found]) -> Found:
     """All in one."""
-    return Found(*map(np.concatenate, zip(NONE_FOUND, *pieces, strict=True)))
+    starts, ends, kind = zip(NONE_FOUND, *pieces, strict=True)
+    return Found(np.concatenate(starts), np.concatenate(ends), np.concatenate(kind))
 
 
 class Chain(NamedTuple):

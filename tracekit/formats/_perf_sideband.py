@@ -243,4 +243,6 @@ def _append(sink: Sink, table: str, records: Records, columns: list[tuple[str, p
 
 
 def _dictionary(texts: pa.Array) -> pa.Array:
-    return texts.dictionary_encode()
+    places: dict[str, int] = {}  # dictionary_encode() imports pyarrow.compute: 0.03 s
+    codes = [places.setdefault(text, len(places)) for text in texts.to_pylist()]
+    return _columns.labels(np.array(codes, np.int32), list(places))

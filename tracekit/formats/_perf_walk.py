@@ -8,11 +8,12 @@ Rows up to the time that the horizon has come to go out, the others wait for the
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 
+from tracekit import _columns
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink
 from tracekit.formats import _perf_sideband as sideband
@@ -35,6 +36,9 @@ from tracekit.formats._perf_window import Ordered, Samples, by_event, tids
 CARRY_BYTES = 32 << 20  # beyond that, rows go out before their round is over
 _NO_CPU = np.uint64(0xFFFFFFFF)
 _NO_PLACES = np.empty(0, np.int64)
+
+Task = Callable[[], None]
+_Begun = tuple[Task, Future[None]]
 
 KERNEL_TYPES = frozenset(range(1, 23))
 TOOL_TYPES = frozenset(range(64, 84))
@@ -71,11 +75,11 @@ class Walk:
         jobs = max(self.options.jobs, 1)
         # this thread is one of them: with two more, two CPUs take 5 % longer, and 40 MB more
         with ThreadPoolExecutor(max(jobs - 1, 1)) as pool:
-            pending: list[Future[None]] = []
+            pending: list[_Begun] = []
             try:
                 self._windows(stream, pool if jobs > 1 else None, pending)
             finally:
-                for future in pending:
+                for _, future in pending:
                     future.cancel()
         for kind, number in self.known.header.problems.items():
             self.count(kind, number)
@@ -87,7 +91,7 @@ class Walk:
                 self._decoder.declare(event)
                 filled.add(event.table)
 
-    def _windows(self, stream: RecordStream, pool: ThreadPoolExecutor | None, pending: list[Future[None]]) -> None:
+    def _windows(self, stream: RecordStream, pool: ThreadPoolExecutor | None, pending: list[_Begun]) -> None:
         start = sum(source.feed.place for source in stream.sources)
         total = sum(source.feed.bytes_left for source in stream.sources)
         backlog = self._decoder.backlog
@@ -110,14 +114,10 @@ class Walk:
                 done = sum(source.feed.place for source in stream.sources) - start
                 self.options.progress(min(done, total), total)
         _finish(pending)
-        rest = backlog.rest()
-        _start(rest[1::2], pool, pending)
-        _start(rest[::2], None, [])
+        _start(backlog.rest(), pool, pending)
         _finish(pending)
 
-    def _window(
-        self, words: Words, found: Found, seq: np.ndarray, stream: RecordStream, *, last: bool
-    ) -> list[Callable[[], None]]:
+    def _window(self, words: Words, found: Found, seq: np.ndarray, stream: RecordStream, *, last: bool) -> list[Task]:
         """Take in the records of a window; returns what is left to do in any order."""
         carried = len(self._carried_seq)
         fresh = int(seq[carried]) if carried < len(seq) else LAST
@@ -199,7 +199,7 @@ class Walk:
 
     def _sideband(self, records: sideband.Records) -> None:
         self.tally.take(records.kind)
-        for kind in np.unique(records.kind).tolist():
+        for kind in _columns.distinct(records.kind).tolist():
             if kind not in KERNEL_TYPES and kind not in TOOL_TYPES:
                 self.count(
                     f"unknown_record_type_{kind}" if kind < 256 else "unknown_record_type",
@@ -212,7 +212,7 @@ class Walk:
         names = [event.name for event in self.known.events]
         sideband.write_losses(known, self.losses, names, self.known.ids.event_of, self.sink)
 
-    def _decode(self, words: Words, samples: Samples, order: np.ndarray) -> list[Callable[[], None]]:
+    def _decode(self, words: Words, samples: Samples, order: np.ndarray) -> list[Task]:
         """What is left to do with the samples in ``order``, by time: a task for each table, the largest first."""
         ids = self.known.ids
         chains = self._chains.ids(words, samples, order, ids.layouts)
@@ -241,16 +241,20 @@ def _is_last(window: Read, cuts: list[Cut]) -> bool:
     return all(segment.source.done for segment in window.segments) and window.last and not any(more)
 
 
-def _start(tasks: list[Callable[[], None]], pool: ThreadPoolExecutor | None, pending: list[Future[None]]) -> None:
+def _start(tasks: list[Task], pool: ThreadPoolExecutor | None, pending: list[_Begun]) -> None:
     if pool is not None:
-        pending[:] = [pool.submit(task) for task in tasks]
+        pending[:] = [(task, pool.submit(task)) for task in tasks]
         return
     for task in tasks:
         task()
 
 
-def _finish(pending: list[Future[None]]) -> None:
-    wait(pending)
-    for future in pending:
-        future.result()
+def _finish(pending: list[_Begun]) -> None:
+    """See all through; what no thread has begun yet, do here, the smallest first."""
+    for task, future in reversed(pending):
+        if future.cancel():
+            task()
+    for _, future in pending:
+        if not future.cancelled():
+            future.result()
     pending.clear()
