@@ -9,7 +9,7 @@ result.summary                                      # polars DataFrame
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from types import ModuleType
@@ -53,8 +53,11 @@ def replay(
     policies: Sequence[str] = ("counter_early_exit",),
     *,
     fidelity: str | None = None,
+    kernel_has: Mapping[str, str] | None = None,
 ) -> "Result":
-    """Replay a trace (or a trace file) once and judge ``policies``, each ``name[:key=value,…]``.
+    """Replay a trace (or a trace file) once and judge ``policies``, as ``--policy`` says them.
+
+    ``kernel_has``: policy → variant that the traced kernel has, whatever trace and release say.
 
     Raises:
         tracekit.errors.TracekitError: the trace cannot be read, or a policy is not known.
@@ -62,7 +65,8 @@ def replay(
     from tracekit import pipeline  # noqa: PLC0415
     from tracekit.trace import Trace  # noqa: PLC0415
 
-    return pipeline.run(trace if isinstance(trace, Trace) else pipeline.load(Path(trace)), policies, fidelity=fidelity)
+    opened = trace if isinstance(trace, Trace) else pipeline.load(Path(trace))
+    return pipeline.run(opened, policies, fidelity=fidelity, kernel_has=kernel_has)
 
 
 class _Face(ModuleType):

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,10 @@ from tracekit.costs import calibrate
 from tracekit.errors import OutputError, UsageError
 from tracekit.ingest import ingest
 from tracekit.machine.replay import VISIT_EVENTS, Replay, replay
-from tracekit.policies import Judgement, Policy
+from tracekit.policies import Chosen, Judgement, Policy
 from tracekit.predict import likely
 from tracekit.result import Result
-from tracekit.summary import Judged, summarise
+from tracekit.summary import Judged, has_already, summarise, why_not
 from tracekit.trace import Trace, is_trace_dir, open_trace
 
 Progress = Callable[[int, int], None]
@@ -48,27 +48,36 @@ def load(path: Path, *, progress: Progress | None = None) -> Trace:
     return trace
 
 
-def run(trace: Trace, specs: Sequence[str], *, fidelity: str | None = None, costs: Sequence[Path] = ()) -> Result:
+def run(
+    trace: Trace,
+    specs: Sequence[str],
+    *,
+    fidelity: str | None = None,
+    costs: Sequence[Path] = (),
+    kernel_has: Mapping[str, str] | None = None,
+) -> Result:
     """Replay ``trace`` once and judge each policy that ``specs`` name on it, the two bounds first.
 
-    Prices are made from ``trace`` and from ``costs``: other traces of the same machine.
+    Prices are made from ``trace`` and from ``costs``: other traces of the same machine. ``kernel_has``: policy →
+    variant that the traced kernel has, where its trace or release do not tell, or tell it wrong.
 
     Raises:
-        UsageError: an unknown policy or parameter, or a fidelity that the trace does not allow.
+        UsageError: an unknown policy, parameter or variant, or a fidelity that the trace does not allow.
     """
     every = [one for spec in (*BOUNDS, *specs) for one in policies.expand(spec)]
     chosen = list({one.spec: one for one in every}.values())
-    facts = replay(trace, fidelity=fidelity)
+    policies.check_variants(kernel_has or {})
+    facts = replay(trace, fidelity=fidelity, kernel_has=kernel_has)
     if fidelity not in (None, facts.fidelity):
         raise UsageError(f"--fidelity {fidelity}: this trace allows {facts.fidelity} here; leave the option out")
     perhaps = likely(facts)
     judged = [
         Judged(
             one,
-            policies.judge(one.name, one.policy, facts.operations),
-            None if perhaps is None else policies.judge(one.name, one.policy, perhaps),
+            _judge(facts, one, facts.operations),
+            None if perhaps is None else _judge(facts, one, perhaps),
         )
-        if _judgeable(trace, facts, one.policy)
+        if _judgeable(trace, facts, one.policy) and not why_not(facts, one)
         else Judged(one, None)
         for one in chosen
     ]
@@ -81,7 +90,12 @@ def _judgeable(trace: Trace, facts: Replay, policy: Policy) -> bool:
     if facts.fidelity == "counts" and recording.whole_walks(trace, policy):
         return True
     hidden = facts.fidelity == "counts" and any(event in VISIT_EVENTS for event in policy.needs)
-    return not hidden and not recording.missing(trace, policy.needs)
+    return not hidden and not facts.hidden & set(policy.needs) and not recording.missing(trace, policy.needs)
+
+
+def _judge(facts: Replay, one: Chosen, ops: pl.DataFrame) -> Judgement:
+    """What the kernel has already changes nothing."""
+    return policies.unchanged(len(ops)) if has_already(facts, one) else policies.judge(one.name, one.policy, ops)
 
 
 def _counts(facts: Replay, spec: str, judgement: Judgement) -> pl.DataFrame:

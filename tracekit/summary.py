@@ -7,7 +7,7 @@ import polars as pl
 
 from tracekit import blocking, recording
 from tracekit.costs import CostModel
-from tracekit.machine import selfcheck
+from tracekit.machine import operations, selfcheck
 from tracekit.machine.replay import Replay
 from tracekit.policies import Chosen, Judgement
 from tracekit.predict import as_json, enclosed, enclosing, predict, spared_by_call
@@ -16,7 +16,7 @@ from tracekit.trace import Trace
 SCHEMA = "tracekit/summary/1"
 OPEN_LOOP = "Replay is open-loop: what a policy saves does not change what the program does next."
 # What a summary repeats of the manifest
-_FACTS = ("source", "machine", "clock", "time_range_ns", "fidelity", "lost", "truncated", "kernel_has")
+_FACTS = ("source", "machine", "clock", "time_range_ns", "fidelity", "lost", "truncated")
 
 
 class Judged(NamedTuple):
@@ -34,7 +34,8 @@ def summarise(trace: Trace, replay: Replay, costs: CostModel, judged: Sequence[J
     """The summary as a JSON document."""
     return {
         "schema": SCHEMA,
-        "trace": {key: trace.manifest.get(key) for key in _FACTS},
+        "trace": {key: trace.manifest.get(key) for key in _FACTS}
+        | {"kernel_has": {name: has._asdict() for name, has in replay.kernel_has.items()}},
         "fidelity": replay.fidelity,
         "coverage": coverage(replay),
         "episodes": {"all": len(replay.episodes), "judged": int(replay.episodes["known"].sum())},
@@ -45,6 +46,26 @@ def summarise(trace: Trace, replay: Replay, costs: CostModel, judged: Sequence[J
         "note": OPEN_LOOP,
         "policies": [_policy(trace, replay, costs, one) for one in judged],
     }
+
+
+def has_already(replay: Replay, chosen: Chosen) -> bool:
+    """Whether the traced kernel has the very variant."""
+    variant = getattr(chosen.policy, "variant", None)
+    return (
+        variant is not None and chosen.name in replay.kernel_has and replay.kernel_has[chosen.name].variant == variant
+    )
+
+
+def why_not(replay: Replay, chosen: Chosen) -> str | None:
+    """Why the kernel's own variant cannot be undone, to be judged with another; None: it can, or there is none."""
+    own = replay.kernel_has.get(chosen.name)
+    if own is None or own.variant in (None, "none") or has_already(replay, chosen):
+        return None
+    if getattr(chosen.policy, "undoes", True):
+        return None
+    return (
+        f"the traced kernel has {chosen.name}={own.variant}: what it spared left no trace to judge another variant by"
+    )
 
 
 def coverage(replay: Replay) -> float | None:
@@ -71,13 +92,17 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         "spec": judged.chosen.spec,
         "params": judged.chosen.params,
         "judgeable": judgement is not None,
+        "kernel_has": has_already(replay, judged.chosen),
     }
+    if judgement is None and (undone := why_not(replay, judged.chosen)):
+        return {**head, "reason": undone, "record": None}
     if judgement is None:
         lacking = recording.missing(trace, judged.chosen.policy.needs)
         reason = (
             f"the trace has no {', '.join(lacking)}" if lacking else "needs VMA visits, which --fidelity counts hides"
         )
         return {**head, "reason": reason, "record": recording.record_command() if lacking else None}
+    counted = _counted(replay, judgement)
     used = enclosing(replay, replay.operations.select("call"))
     changed = enclosing(replay, spared_by_call(replay, judgement).select("call"))
     outermost = replay.calls.filter(pl.col("parent").is_null())
@@ -87,11 +112,11 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
     return {
         **head,
         "reason": total["reason"],
-        "operations": _operations(replay, judgement, None),
+        "operations": _operations(replay, counted, None),
         "time_ns": total["time_ns"],
         "ratio": total["ratio"],
         "calls": [
-            _call(replay, judged, costs, str(key[0]), calls)
+            {**_call(replay, judged, costs, str(key[0]), calls), "operations": _operations(replay, counted, calls)}
             for key, calls in worked.group_by("name", maintain_order=True)
         ],
         "unsafe": judgement.unsafe,
@@ -120,21 +145,31 @@ def _call(replay: Replay, judged: Judged, costs: CostModel, name: str, calls: pl
         "priced": prediction.priced,
         "nested": calls["parent"].null_count() < len(calls),
         **as_json(prediction),
-        "operations": _operations(replay, judgement, calls),
     }
 
 
-def _operations(replay: Replay, judgement: Judgement, calls: pl.DataFrame | None) -> dict[str, dict[str, int]]:
-    """Operation → how often as traced and under the policy, in ``calls`` and what they enclose, or in all."""
+def _counted(replay: Replay, judgement: Judgement) -> pl.DataFrame:
+    """(call, op, traced, policy): operations, and the amounts that they bring with them, call by call."""
     ops = replay.operations.select("call", pl.col("op").cast(pl.String)).with_columns(
         traced=pl.lit(1, pl.Int64), policy=pl.Series(judgement.executed)
     )
-    parts = [ops]
+    parts = [ops.group_by("call", "op").agg(pl.col("traced", "policy").sum())]
     for name, count in judgement.added.items():
-        own = ops.with_columns(op=pl.lit(name), traced=pl.lit(0, pl.Int64), policy=pl.Series(count))
+        own = ops.select("call", op=pl.lit(name), traced=pl.lit(0, pl.Int64), policy=pl.Series(count))
         parts.append(own.filter(pl.col("policy") != 0))
-    every = pl.concat(parts)
+    traced = operations.amounts(replay.operations).with_columns(ops["call"]).group_by("call").sum()
+    parts.append(
+        traced.unpivot(index="call", variable_name="op", value_name="traced").with_columns(policy=pl.col("traced"))
+    )
+    for name, change in judgement.amounts.items():
+        parts.append(ops.select("call", op=pl.lit(name), traced=pl.lit(0, pl.Int64), policy=pl.Series(change)))
+    counted = pl.concat(parts).group_by("call", "op").agg(pl.col("traced", "policy").sum())
+    return counted.filter((pl.col("traced") != 0) | (pl.col("policy") != 0))
+
+
+def _operations(replay: Replay, counted: pl.DataFrame, calls: pl.DataFrame | None) -> dict[str, dict[str, int]]:
+    """Operation → how often as traced and under the policy, in ``calls`` and what they enclose, or in all."""
     if calls is not None:
-        every = every.join(enclosed(replay, calls), on="call", how="semi")
-    counted = every.group_by("op", maintain_order=True).agg(pl.col("traced", "policy").sum())
-    return {op: {"traced": traced, "policy": policy} for op, traced, policy in counted.sort("op").iter_rows()}
+        counted = counted.join(enclosed(replay, calls), on="call", how="semi")
+    total = counted.group_by("op").agg(pl.col("traced", "policy").sum()).sort("op")
+    return {op: {"traced": traced, "policy": policy} for op, traced, policy in total.iter_rows()}

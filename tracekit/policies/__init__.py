@@ -5,6 +5,7 @@ on the command line (``--policy counter_early_exit:counter=posted,scope=all``; t
 grammar in ``_spec``). It sees the operations table and nothing else: no time, no machine.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -74,7 +75,7 @@ class Policy(Protocol):
     It may have ``touches``: operations (``tracekit policies --operations``) that it may spare or merge. Two policies
     that say so and touch none in common can be combined, ``a+b``. One whose mechanism some kernels have has
     ``variant``, a property: the name by which ``--kernel-has`` knows what it is set to. To have what the kernel has
-    changes nothing.
+    changes nothing. With ``undoes = False`` it cannot be judged where the kernel has another variant.
     """
 
     @property
@@ -148,6 +149,28 @@ def judge(name: str, policy: Policy, ops: pl.DataFrame) -> Judgement:
     from tracekit.policies import _file  # noqa: PLC0415
 
     return _file.judge(name, policy, ops)
+
+
+def read_variants(texts: Iterable[str]) -> dict[str, str]:
+    """``NAME=VARIANT`` … of ``--kernel-has`` → policy → variant.
+
+    Raises:
+        UsageError: one of another form, or one policy twice.
+    """
+    from tracekit.policies import _variants  # noqa: PLC0415
+
+    return _variants.read(texts)
+
+
+def check_variants(has: Mapping[str, str]) -> None:
+    """Refuse what no kernel can have.
+
+    Raises:
+        UsageError: no such policy, or none of its variants; says which there are.
+    """
+    from tracekit.policies import _variants  # noqa: PLC0415
+
+    _variants.check(has)
 
 
 def template() -> str:

@@ -68,7 +68,7 @@ def load(path: str | None) -> Speedups:
         return _table(tomllib.loads(file.read_text()))
     except OSError as error:
         raise UsageError(f"{file}: cannot be read: {error.strerror}") from error
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:  # ValueError: TOML's and UTF-8's, too
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, UsageError) as error:  # ValueError: TOML's, UTF-8's
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UsageError(f"{file}: is no table of speed-ups: {what}; schemas/copy_speedup.toml is one") from error
 
@@ -79,7 +79,7 @@ def _table(content: dict[str, Any]) -> Speedups:
     known = _rising("copy_share.folio_bytes", content["copy_share"]["folio_bytes"])
     shares = _numbers("copy_share.share", content["copy_share"]["share"], len(known))
     if shares.max() > 1:
-        raise ValueError("copy_share.share is above 1")
+        raise UsageError("copy_share.share is above 1")
     usual = np.interp(np.log(sizes), np.log(known), shares)
     channels: dict[str, list[int]] = {}
     speedup: dict[str, list[Floats]] = {}
@@ -94,7 +94,7 @@ def _table(content: dict[str, Any]) -> Speedups:
         speedup.setdefault(name, []).append(ends)
     for name in ("cpu", "dma"):
         if channels.get(name, [0])[0] != 1:
-            raise ValueError(f"has no engine {name} with channels = 1")
+            raise UsageError(f"has no engine {name} with channels = 1")
     single = content["single"]
     setups = {name: (single["baseline"] / single[name] - 1) * _two_mib(single["folio_bytes"]) for name in channels}
     return Speedups(
@@ -118,12 +118,12 @@ def _of_copy(gain: Floats, share: Floats | float) -> Floats:
 def _rising(name: str, numbers: list[float]) -> Floats:
     values = _numbers(name, numbers, len(numbers))
     if (np.diff(values) <= 0).any():
-        raise ValueError(f"{name} does not rise")
+        raise UsageError(f"{name} does not rise")
     return values
 
 
 def _numbers(name: str, numbers: list[float], count: int) -> Floats:
     values = np.asarray(numbers, dtype=np.float64)
     if values.shape != (count,) or not count or not (values > 0).all():
-        raise ValueError(f"{name} is not {count} numbers above 0")
+        raise UsageError(f"{name} is not {count} numbers above 0")
     return values

@@ -39,6 +39,12 @@ class BatchedCopy:
 
     needs: ClassVar[tuple[str, ...]] = ("folio_copy", "set_migration_pte")
     touches: ClassVar[tuple[str, ...]] = ("folio.copy", "tlb.flush", "tlb.shootdown")
+    undoes: ClassVar[bool] = False
+
+    @property
+    def variant(self) -> str:
+        """When the contents are copied."""
+        return self.order
 
     def __post_init__(self) -> None:
         """Threads are the CPU's, channels the DMA engine's; the table is read while the request can still be mended.

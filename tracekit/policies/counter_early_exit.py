@@ -39,6 +39,12 @@ class CounterEarlyExit:
     )
     instead: ClassVar[tuple[str, ...]] = ("try_to_migrate", "remove_migration_ptes")
     touches: ClassVar[tuple[str, ...]] = ("remove_migration_ptes.vma_visit", "migration_entry.restore")
+    undoes: ClassVar[bool] = False
+
+    @property
+    def variant(self) -> str:
+        """How entries are counted."""
+        return self.counter
 
     def judge(self, ops: pl.DataFrame) -> Judgement:
         """Visits after the one that brings the count to zero are spared; the first is always made."""

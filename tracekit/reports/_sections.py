@@ -31,7 +31,8 @@ def _policies(policies: list[dict[str, Any]], checked: dict[str, Any]) -> Sectio
             rows.append([policy["spec"], DASH, DASH, f"not judgeable: {policy['reason']}"])
             continue
         saving = interval((policy.get("time_ns") or {}).get("saving"), 1e6)
-        rows.append([policy["spec"], interval(policy["ratio"]), saving, policy["reason"] or ""])
+        note = "as traced: the kernel has it" if policy["kernel_has"] else policy["reason"] or ""
+        rows.append([policy["spec"], interval(policy["ratio"]), saving, note])
     over = [f"{one['name']} {_residual(one['residual'])}" for one in checked["checks"] if one["status"] == "over"]
     text = [f"SELF-CHECK FAILED, do not rely on these numbers: {', '.join(over)}."] if over else []
     text += ["Ratio: predicted time under the policy / time as traced, tracing taken off both; below 1 is a saving."]
@@ -96,6 +97,11 @@ def _trust(document: dict[str, Any]) -> Section:
         ["entries explained by a replayed visit", _percent(residual["operations_reproduced"])],
         ["prices against the gaps they were made from", f"off by {_percent(residual['time_residual'])}"],
         ["lost events", _lost(document["trace"]["lost"])],
+    ]
+    rows += [
+        [f"kernel has {name}", f"{has['variant'] or 'unknown'} ({has['source']}: {has['why']})"]
+        for name, has in document["trace"]["kernel_has"].items()
+        if any(name in policy["name"].split("+") for policy in document["policies"])
     ]
     rows += [[name.replace("_", " "), f"{count:,}"] for name, count in document["anomalies"].items()]
     return Section("How far to trust it", [], ["", ""], rows)
