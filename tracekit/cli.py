@@ -144,6 +144,14 @@ def replay(
         str | None, typer.Option(help="Use no more than this: observed, reconstructed, counts.")
     ] = None,
     costs: CostsOption = None,
+    kernel_has: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kernel-has",
+            metavar="NAME=VARIANT",
+            help="The traced kernel has this variant of a policy, whatever trace and release say; repeatable.",
+        ),
+    ] = None,
     output: OutOption = None,
     force: ForceOption = False,
     max_loss: MaxLossOption = 0.0,
@@ -151,13 +159,15 @@ def replay(
 ) -> None:
     """Replay a trace and predict what it would have cost under other policies."""
     from tracekit import pipeline, registry, reports
+    from tracekit.policies import read_variants
     from tracekit.result import check_target
 
     if output is not None:
         check_target(output, force=force)
     names = registry.names("tracekit.policies") if all_policies else []
+    has = read_variants(kernel_has or [])
     trace = pipeline.load(path, progress=_progress("ingest"))
-    result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity, costs=costs or ())
+    result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity, costs=costs or (), kernel_has=has)
     if output is not None:
         result.write(output, force=force)
     _say(reports.render(result.document, "json" if as_json else "txt").decode().rstrip("\n"))
