@@ -8,13 +8,14 @@ import polars as pl
 
 from tracekit import blocking
 from tracekit.costs import CostModel, Prices
-from tracekit.costs.keys import at_site, keys, sites
+from tracekit.costs.keys import keys, sorts
 from tracekit.costs.model import DRAWS, Floats, generator
 from tracekit.machine.replay import Replay
 from tracekit.machine.timeline import Source
 from tracekit.policies import Judgement
 
 _TAKEN = {Source.TRACEPOINT: "tracepoints", Source.KPROBE: "kprobes", Source.KRETPROBE: "kretprobes"}
+_PRICED_AMOUNTS = ("gather.slot",)  # the others are part of the price of their operation
 _MOST_BLOCKS = 200  # of calls, for the bootstrap
 _ALIKE = 0.02  # in their number of records: calls that do the same work
 _LEAST_ACCOUNTED = 0.5  # share of the migration entries that must be explained for a number
@@ -120,9 +121,9 @@ def _lacking(costs: CostModel, calls: pl.DataFrame, spared: pl.DataFrame) -> str
     """Why there is no number for ``spared``; None: there is one."""
     if calls.is_empty():
         return "no call with both ends seen and no event lost"
+    changed = spared.group_by("key").agg(pl.col("count").abs().sum()).filter(pl.col("count") > 0)["key"]
     if costs.prices is None:
         return costs.how[0]
-    changed = spared.group_by("key").agg(pl.col("count").abs().sum()).filter(pl.col("count") > 0)["key"]
     unpriced = sorted(set(changed.to_list()) - costs.prices.price_ns.keys())
     return f"no price in this trace for {', '.join(unpriced)}" if unpriced else None
 
@@ -246,18 +247,12 @@ def spared_by_call(replay: Replay, judgement: Judgement) -> pl.DataFrame:
     spared = 1 - judgement.executed
     if judgement.harmed is not None:
         spared = np.where(judgement.harmed, 0, spared)
-    site = sites(replay.calls)
-    ops = replay.operations.with_columns(
-        site=pl.col("call").replace_strict(site, default="no call", return_dtype=pl.String)
-    ).select("call", "site", key=keys())
-    parts = [ops.with_columns(count=pl.Series(spared))]
-    parts += [
-        ops.with_columns(count=pl.Series(-count), key=at_site(name, pl.col("site"))).filter(pl.col("count") != 0)
-        for name, count in judgement.added.items()
-    ]
+    ops = sorts(replay)
+    own = judgement.added | {name: more for name, more in judgement.amounts.items() if name in _PRICED_AMOUNTS}
+    parts = [ops.select("call", key=keys(), count=pl.Series(spared))]
+    parts += [ops.select("call", key=keys(name), count=pl.Series(-more)) for name, more in own.items()]
     return (
-        pl.concat(parts)
-        .filter(pl.col("count") != 0)
+        pl.concat([part.filter(pl.col("count") != 0) for part in parts])
         .group_by("call", "key", maintain_order=True)
         .agg(pl.col("count").sum())
     )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from tracekit.costs import densities, one_trace, phases
+from tracekit.costs import densities, one_trace, phases, removals
 from tracekit.costs.gaps import MIN_SAMPLES, Records, records
 from tracekit.costs.keys import miss, sites
 from tracekit.costs.model import CostModel, Floats, Prices, fixed, uncertain
@@ -30,24 +30,70 @@ __all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "untraced_
 UPDATE = "counter.update"
 UPDATE_SHARE = (0.01, 0.004)  # of a probe's overhead: one atomic update of a counter; its deviation
 TRACEPOINT_IN_PROBES = (0.55, 0.15)  # where no gap into a tracepoint tells
+LENT = 0.08  # of a price taken from another trace: deviation
 MARGIN = {"one_trace": 0.015, "two_densities": 0.02, "phases": 0.015}
 
 
 def calibrate(replay: Replay, others: Sequence[Replay] = ()) -> CostModel:
     """Read the prices off the records of ``replay``, and off ``others`` of the same machine where they tell more."""
     these = records(replay)
-    for other in map(records, others):
-        found = densities.overhead(these, other, _tracepoint_share(these, other))
+    beside = [(other, records(other)) for other in others]
+    costs = _alone(replay, these)
+    for _, there in beside:
+        found = densities.overhead(these, there, _tracepoint_share(these, there))
         if found is not None:
-            return _with_walks(_of_two_densities([these, other], found), these, replay)
+            costs = _with_own(_of_two_densities([these, there], found), these, replay)
+            break
+    for other, there in beside:
+        costs = _borrowed(costs, _alone(other, there), these, replay)
+    return costs
+
+
+def _alone(replay: Replay, these: Records) -> CostModel:
     near = one_trace.neighbours(these)
-    if isinstance(near, int):
-        rough = phases.rough_overhead(these)
-        if rough is not None and not these.has(*one_trace.VISITS):
-            return _with_walks(_of_phases(rough), these, replay)
-        how = [f"no prices: needs {MIN_SAMPLES} gaps between try_to_migrate and its first visit, found {near}"]
-        return CostModel(None, 0.0, "none", {"probe": near}, None, how)
-    return _of_one_trace(these, near)
+    if not isinstance(near, int):
+        return _with_own(_of_one_trace(these, near), these, replay)
+    found = removals.overhead(these)
+    if found is not None:
+        probe, samples, how = found
+        return _with_own(_of_removals(these, probe, samples, how), these, replay)
+    rough = phases.rough_overhead(these)
+    if rough is not None and not these.has(*one_trace.VISITS):
+        return _with_own(_of_phases(rough), these, replay)
+    how = f"no prices: needs {MIN_SAMPLES} gaps between try_to_migrate and its first visit, found {near}"
+    return CostModel(None, 0.0, "none", {"probe": near}, None, [how])
+
+
+def _borrowed(costs: CostModel, lender: CostModel, these: Records, replay: Replay) -> CostModel:
+    """``costs`` with what only ``lender``, another trace of the same machine, can price."""
+    if lender.prices is None:
+        return costs
+    if costs.prices is None or costs.source == "rough":
+        overhead = lender.prices.overhead_ns
+        own = {} if costs.prices is None else {UPDATE: lender.prices.price_ns[UPDATE]}
+        costs = CostModel(Prices(overhead, own), lender.margin, "borrowed", {}, None, ["overhead: of another trace"])
+        costs = _with_own(costs, these, replay)
+    assert costs.prices is not None
+    wanted = {key: price for key, price in lender.prices.price_ns.items() if key not in costs.prices.price_ns}
+    if not wanted:
+        return costs
+    lent = np.maximum(1 + uncertain("lent", 0.0, LENT), 0.1)
+    prices = Prices(
+        costs.prices.overhead_ns, {**costs.prices.price_ns, **{key: ns * lent for key, ns in wanted.items()}}
+    )
+    how = [f"{key}: {ns[0]:.0f} ns, of another trace" for key, ns in wanted.items()]
+    return replace(costs, prices=prices, how=[*costs.how, *how])
+
+
+def _of_removals(these: Records, probe: Floats, samples: int, how: str) -> CostModel:
+    tracepoint = one_trace.tracepoint_ns(these)
+    tracepoint = TRACEPOINT_IN_PROBES[0] * probe if tracepoint is None else np.minimum(tracepoint, probe)
+    source = "rough" if how.startswith("roughly") else "one_trace"
+    said = [
+        f"taking a probe: {probe[0]:.0f} ns, {how} ({samples} gaps)",
+        f"taking a tracepoint: {tracepoint[0]:.0f} ns",
+    ]
+    return CostModel(_prices(probe, tracepoint, {}), MARGIN["one_trace"], source, {"probe": samples}, None, said)
 
 
 def _of_phases(rough: tuple[Floats, Floats]) -> CostModel:
@@ -56,10 +102,20 @@ def _of_phases(rough: tuple[Floats, Floats]) -> CostModel:
     return CostModel(_prices(probe, tracepoint, {}), MARGIN["phases"], "phases", {}, None, [how])
 
 
-def _with_walks(costs: CostModel, these: Records, replay: Replay) -> CostModel:
-    """``costs`` with the prices of whole walks, where ``these`` hold no visits."""
-    if costs.prices is None or these.has(*one_trace.VISITS):
+def _with_own(costs: CostModel, these: Records, replay: Replay) -> CostModel:
+    """``costs`` with the prices of removals page by page, and of whole walks where ``these`` hold no visits."""
+    if costs.prices is None:
         return costs
+    probe, tracepoint = (costs.prices.overhead_ns[source] for source in (Source.KPROBE, Source.TRACEPOINT))
+    found, samples = removals.prices(these, removals.find_runs(replay, these), probe, tracepoint)
+    how = [f"{key}: {price[0]:.0f} ns ({samples.get(key, 0)} runs)" for key, price in found.items()]
+    prices = Prices(costs.prices.overhead_ns, {**costs.prices.price_ns, **found})
+    costs = replace(costs, prices=prices, samples={**costs.samples, **samples}, how=[*costs.how, *how])
+    return costs if these.has(*one_trace.VISITS) else _with_walks(costs, these, replay)
+
+
+def _with_walks(costs: CostModel, these: Records, replay: Replay) -> CostModel:
+    assert costs.prices is not None
     name_of = sites(replay.calls)
     names = np.full(len(replay.rows), "no call", dtype=object)
     for call, start, end in replay.calls.select("call", "start_row", "end_row").iter_rows():

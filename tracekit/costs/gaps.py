@@ -32,6 +32,7 @@ class Records(NamedTuple):
         whole: whether nothing was lost in the call that the record lies in.
         step_ns: resolution of the clock: the greatest common divisor of its differences.
         row: of the replay's timeline.
+        seq: place in the source.
     """
 
     time_ns: Ints
@@ -45,6 +46,7 @@ class Records(NamedTuple):
     whole: Bools
     step_ns: int
     row: Rows
+    seq: npt.NDArray[np.uint64]
 
     def has(self, *kinds: Kind) -> bool:
         """Whether there is a record of any of ``kinds``."""
@@ -85,6 +87,7 @@ def records(replay: Replay) -> Records:
         rows["whole"].to_numpy(),
         _step(time),
         rows["row"].cast(pl.Int64).to_numpy(),
+        rows["seq"].to_numpy(),
     )
 
 

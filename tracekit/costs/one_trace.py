@@ -24,6 +24,19 @@ from tracekit.costs.gaps import MIN_SAMPLES, Records, Rows, beside, between, cen
 from tracekit.costs.model import Floats, uncertain
 from tracekit.machine.timeline import Kind, Source
 
+
+class Assumed(NamedTuple):
+    """What is taken as known of two neighbouring probes, each with its deviation.
+
+    Attributes:
+        record: the first one's overhead, in shares of their gap.
+        work: what lies between them, in shares of the step to be priced; None: nothing does.
+    """
+
+    record: tuple[float, float]
+    work: tuple[float, float] | None
+
+
 PROBE_SHARE = (0.88, 0.06)  # of the gap of two neighbouring probes: the record; its deviation
 WORK_SHARE = {Kind.TRY: (0.40, 0.15), Kind.REMOVE: (0.50, 0.18)}  # of a visit: what lies between entry and first visit
 TRACEPOINT_SHARE = (0.79, 0.08)
@@ -44,12 +57,12 @@ class Neighbours(NamedTuple):
 
     Attributes:
         gap_ns: float64[DRAWS], its usual gap.
-        entry: of the pair; OTHER for probes of nested wrappers, with nothing between.
+        assumed: of the pair.
         samples: gaps that it rests on.
     """
 
     gap_ns: Floats
-    entry: Kind
+    assumed: Assumed
     samples: int
 
 
@@ -81,7 +94,8 @@ def neighbours(these: Records) -> Neighbours | int:
     if not centres:
         return max(map(len, found.values()), default=0)
     tightest = min(centres, key=lambda key: float(centres[key][0]))
-    return Neighbours(centres[tightest], tightest[0], len(found[tightest]))
+    assumed = Assumed(PROBE_SHARE, WORK_SHARE.get(tightest[0]))
+    return Neighbours(centres[tightest], assumed, len(found[tightest]))
 
 
 def tracepoint_ns(these: Records) -> Floats | None:
@@ -130,10 +144,10 @@ def solve(near: Neighbours, gap_ns: Floats) -> tuple[Floats, float]:
     Returns:
         the price, and b's answer over a's.
     """
-    a = gap_ns - uncertain("probe share", *PROBE_SHARE) * near.gap_ns
-    if near.entry == Kind.OTHER:  # nothing lies between them: no need for b
+    a = gap_ns - uncertain("probe share", *near.assumed.record) * near.gap_ns
+    if near.assumed.work is None:
         return _within(a, gap_ns), 1.0
-    share = np.clip(uncertain("work share", *WORK_SHARE[near.entry]), 0.05, 0.9)
+    share = np.clip(uncertain("work share", *near.assumed.work), 0.0, 0.9)
     b = (gap_ns - near.gap_ns) / (1 - share)
     variance = np.array([np.var(a), np.var(b)])
     weight = 1 / np.maximum(variance, 1e-9)
