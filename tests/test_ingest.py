@@ -304,12 +304,13 @@ def test_two_events_of_one_file_name_get_two_tables(tmp_path):
 def test_fidelity_follows_the_tables():
     migrate, tasks = {"events/migrate/set_migration_pte": 0}, {"tasks": 0, "maps": 0}
     probes = {"events/probe/try_to_migrate_one": 0, "events/kprobes/remove_migration_pte": 0}
-    assert fidelity({}) is None
-    assert fidelity(tasks) is None
-    assert fidelity(migrate) == "counts"
-    assert fidelity(migrate | tasks) == "reconstructed"
-    assert fidelity(migrate | tasks | probes) == "observed"
-    assert fidelity(migrate | {"events/probe/try_to_migrate_one": 0}) == "counts"
+    assert fidelity({}, "x86_64") is None
+    assert fidelity(tasks, "x86_64") is None
+    assert fidelity(migrate, "x86_64") == "counts"
+    assert fidelity(migrate | tasks, "x86_64") == "reconstructed"
+    assert fidelity(migrate | tasks, None) == "counts"  # text does not tell the machine, nor what its entries mean
+    assert fidelity(migrate | tasks | probes, None) == "observed"
+    assert fidelity(migrate | {"events/probe/try_to_migrate_one": 0}, "x86_64") == "counts"
 
 
 def test_ingest_imports_no_pandas_and_no_polars(tmp_path):

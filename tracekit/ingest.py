@@ -19,7 +19,7 @@ from tracekit.formats import ReadOptions, TraceMetadata, _stdin
 VERSION = "0.1.0"  # the package's: ingest stands below it and may not import it, a test holds them together
 SCHEMA = "tracekit/manifest/1"
 _HASH_BYTES = 1 << 20
-_PROBE_GROUPS = ("kprobes", "probe", "fprobes")
+_PROBE_GROUPS = ("kprobes", "probe", "fprobes", "unknown")  # unknown: a text's, which names no group
 
 
 def ingest(  # noqa: PLR0913 - all but two are options with a default
@@ -226,7 +226,10 @@ def _manifest(source: Path, metadata: TraceMetadata, stats: dict[str, TableStats
         "lost": metadata.lost,
         "anomalies": dict(sorted(metadata.anomalies.items())),
         "truncated": metadata.truncated._asdict() if metadata.truncated else None,
-        "fidelity": fidelity({name: table for name, table in stats.items() if table.rows or "/migrate/" not in name}),
+        "fidelity": fidelity(
+            {name: table for name, table in stats.items() if table.rows or "/migrate/" not in name},
+            metadata.machine["arch"],
+        ),
         "kernel_has": {},
         "features": metadata.features,
     }
@@ -243,8 +246,8 @@ def _filters(options: ReadOptions) -> dict[str, object]:
     }
 
 
-def fidelity(tables: dict[str, TableStats]) -> str | None:
-    """The highest level that these tables allow (DESIGN.md 2)."""
+def fidelity(tables: dict[str, TableStats], arch: object) -> str | None:
+    """The highest level that these tables allow (DESIGN.md 2); page table entries are read for x86-64 only."""
     migrations = any(name.startswith("events/migrate/") for name in tables)
     if not migrations:
         return None
@@ -254,5 +257,6 @@ def fidelity(tables: dict[str, TableStats]) -> str | None:
     found = {name.rsplit("/", 1)[-1] for name in probes & tables.keys()}
     if len(found) == 2:
         return "observed"
-    life_cycle = {"events/sched/sched_process_fork", "events/sched/sched_process_exit"}
-    return "reconstructed" if {"tasks", "maps"} <= tables.keys() or life_cycle & tables.keys() else "counts"
+    life_cycle = {"events/sched/sched_process_fork", "events/sched/sched_process_exit"} & tables.keys()
+    shown = bool(life_cycle) or {"tasks", "maps"} <= tables.keys()
+    return "reconstructed" if shown and arch == "x86_64" else "counts"

@@ -86,6 +86,15 @@ def shows_life_cycle(trace: Trace) -> bool:
     return (own or side_band) and trace.manifest["machine"]["arch"] == "x86_64"
 
 
+def task_of(trace: Trace, table: str) -> pl.Expr:
+    """The thread that a record is of; perf writes tid -1 for one that is past its exit, the record itself knows it.
+
+    Text has nothing but what it prints.
+    """
+    task = pl.coalesce("tid", "common_pid") if "common_pid" in trace.columns(table) else pl.col("tid")
+    return task.alias("task")
+
+
 def columns_of(trace: Trace, table: str, event: str) -> list[pl.Expr]:
     """Expressions that make the canonical columns of ``event`` out of ``table``.
 

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import text_oracle
 
 import tracekit as tk
+from tracekit.machine.replay import replay
 
 if not text_oracle.CAPTURES.is_dir():
     pytest.skip("needs the captures beside the checkout", allow_module_level=True)
@@ -44,8 +45,26 @@ def test_perf_script_replays_as_its_perf_data(name: str, tmp_path: Path) -> None
     theirs = operations(folder / "perf.data", tmp_path / "binary")
     assert visits(ours) == visits(theirs)
     assert sum(visits(ours).values()) > 100
-    columns = [column for column in theirs.columns if column != "seq"]  # places in another file
+    # places in another file; the text tells neither the size of a page nor which kernel it was
+    columns = [column for column in theirs.columns if column not in {"seq", "bytes", "batched"}]
     assert ours.select(columns).equals(theirs.select(columns))
+
+
+@pytest.mark.parametrize("name", ["7.2/rec.dual", "6.12/forkcow-c4-all.tc"])
+def test_trace_cmd_report_replays_as_its_trace_dat(name: str, tmp_path: Path) -> None:
+    """Probes are told by their place in the kernel, for the text names no group: what they cost is taken off."""
+    folder = text_oracle.CAPTURES / name
+    (tmp_path / "report.txt").write_bytes(text_oracle.text_of(folder, "oracle.report.txt"))
+    text, binary = (tk.ingest(path, tmp_path / path.stem) for path in (tmp_path / "report.txt", folder / "trace.dat"))
+    ours, theirs = replay(text), replay(binary)
+    assert text.manifest["fidelity"] == binary.manifest["fidelity"] == ours.fidelity == theirs.fidelity == "observed"
+    counted = ["kind", "name", "task", "tracepoints", "kprobes", "kretprobes"]
+    assert ours.calls.select(counted).rows() == theirs.calls.select(counted).rows()
+    assert (ours.calls["kprobes"] > 0).any()
+    assert visits(ours.operations) == visits(theirs.operations)
+    hidden = replay(text, fidelity="counts")
+    assert hidden.calls.select(counted).rows() == replay(binary, fidelity="counts").calls.select(counted).rows()
+    assert not any(visits(hidden.operations).values())
 
 
 @pytest.mark.parametrize("path", PROBES, ids=lambda path: path.parent.name)

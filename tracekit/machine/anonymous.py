@@ -52,7 +52,7 @@ def zapped_anonymous(trace: Trace, table: pl.DataFrame) -> pl.Series:
 def _calls(trace: Trace, event: str) -> pl.DataFrame:
     frames = [
         trace.events(table).select(
-            "time_ns", *schema.columns_of(trace, table, event), task=pl.coalesce("tid", "common_pid")
+            "time_ns", *schema.columns_of(trace, table, event), task=schema.task_of(trace, table)
         )
         for table in schema.tables_fit(trace, event)
     ]
@@ -63,7 +63,7 @@ def _calls(trace: Trace, event: str) -> pl.DataFrame:
 def _exits(trace: Trace) -> pl.DataFrame:
     names = [f"syscalls:sys_exit_{name}" for name in ("munmap", "madvise")]
     frames = [
-        trace.events(name).select("time_ns", exit_ns="time_ns", task=pl.coalesce("tid", "common_pid")).collect()
+        trace.events(name).select("time_ns", exit_ns="time_ns", task=schema.task_of(trace, name)).collect()
         for name in names
         if name in trace.event_names
     ]
@@ -82,12 +82,12 @@ def _mapped(trace: Trace) -> pl.DataFrame:
     entered = pl.concat(
         [
             trace.events(table).select(
-                "time_ns", *schema.columns_of(trace, table, "mmap"), map_task=pl.coalesce("tid", "common_pid")
+                "time_ns", *schema.columns_of(trace, table, "mmap"), map_task=schema.task_of(trace, table)
             )
             for table in schema.tables_fit(trace, "mmap")
         ]
     ).sort("time_ns")
-    left = trace.events(returns).select("time_ns", "ret", map_task=pl.coalesce("tid", "common_pid")).sort("time_ns")
+    left = trace.events(returns).select("time_ns", "ret", map_task=schema.task_of(trace, returns)).sort("time_ns")
     pairs = left.join_asof(
         entered.with_columns(enter_ns="time_ns"), on="time_ns", by="map_task", check_sortedness=False
     )

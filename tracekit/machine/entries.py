@@ -95,14 +95,14 @@ def fork_windows(trace: Trace, copied: pl.DataFrame) -> pl.DataFrame:
     """
     links = [
         trace.events(table).select(
-            "time_ns", *schema.columns_of(trace, table, "anon_vma_fork"), task=pl.coalesce("tid", "common_pid")
+            "time_ns", *schema.columns_of(trace, table, "anon_vma_fork"), task=schema.task_of(trace, table)
         )
         for table in schema.tables_of(trace, "anon_vma_fork")
     ]
     if not links or copied.is_empty():
         return copied.select("row", from_ns=pl.lit(None, pl.Int64), until_ns=pl.lit(None, pl.Int64))
     ends = [
-        trace.events(name).select("time_ns", task=pl.coalesce("tid", "common_pid"), vma=pl.lit(None, pl.UInt64))
+        trace.events(name).select("time_ns", task=schema.task_of(trace, name), vma=pl.lit(None, pl.UInt64))
         for name in ("sched:sched_process_fork", "syscalls:sys_exit_clone", "syscalls:sys_exit_clone3")
         if name in trace.event_names
     ]

@@ -204,11 +204,9 @@ def _frame(trace: Trace, table: str, event: str | None) -> pl.LazyFrame:
     """One event table in the timeline's columns; null where it has none."""
     own = {} if event is None else {e.meta.output_name(): e for e in schema.columns_of(trace, table, event)}
     fields = trace.columns(table)
-    # perf writes tid -1 for a task that is past its exit; the record itself still knows it
-    task = pl.coalesce("tid", "common_pid") if "common_pid" in fields else pl.col("tid")
     ready: dict[str, pl.Expr] = {
         **own,
-        "task": task,
+        "task": schema.task_of(trace, table),
         "time_ns": pl.col("time_ns"),
         "cpu": pl.col("cpu"),
         "seq": pl.col("seq"),

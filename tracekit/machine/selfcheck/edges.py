@@ -16,12 +16,6 @@ FORKS = ((), ("task_newtask", "process_fork"))
 _EDGES = ("syscalls:", "sched:sched_process_", "task:task_newtask", "mmap:exit_mmap")
 
 
-def task_of(trace: Trace, table: str) -> pl.Expr:
-    """The thread that a record is of; perf writes tid -1 for one that is past its exit, the record itself knows it."""
-    task = pl.coalesce("tid", "common_pid") if "common_pid" in trace.columns(table) else pl.col("tid")
-    return task.alias("task")
-
-
 def canonical(trace: Trace, event: str, *columns: str) -> pl.DataFrame:
     """Every record of the canonical ``event``: time_ns, seq, task and those of its ``columns``, in order of time.
 
@@ -36,7 +30,7 @@ def canonical(trace: Trace, event: str, *columns: str) -> pl.DataFrame:
             trace.events(table).select(
                 "time_ns",
                 "seq",
-                task_of(trace, table),
+                schema.task_of(trace, table),
                 *(own[name].cast(pl.Int64, wrap_numerical=True) for name in columns),
             )
         )
@@ -52,7 +46,7 @@ def edges(trace: Trace) -> pl.DataFrame:
     faults = schema.tables_of(trace, "page_fault_user")
     frames = [
         trace.events(table).select(
-            task_of(trace, table),
+            schema.task_of(trace, table),
             edge_ns="time_ns",
             write=(pl.col("error_code").cast(pl.Int64) & WRITE) > 0 if table in faults else pl.lit(value=False),
             in_exec=pl.lit(table == "sched:sched_process_exec"),
@@ -77,7 +71,7 @@ def during(trace: Trace, begins: tuple[str, ...], ends: tuple[str, ...]) -> pl.D
     )
     for events, strategy in sides:
         for table in (table for event in events for table in schema.tables_of(trace, event)):
-            at = trace.events(table).select("time_ns", task_of(trace, table)).sort("time_ns").collect()
+            at = trace.events(table).select("time_ns", schema.task_of(trace, table)).sort("time_ns").collect()
             ends_ns = pl.coalesce("near_ns", "time_ns")
             lower, upper = pl.min_horizontal("time_ns", ends_ns), pl.max_horizontal("time_ns", ends_ns)
             parts.append(_beside(at, busy, strategy).select(from_ns=lower, until_ns=upper))
