@@ -237,14 +237,28 @@ def test_windows_keep_the_order_of_all_cpus(read, monkeypatch):
 
 def test_manifests_keep_to_their_schema_and_instances_to_what_is_asked_for(read):
     w = Writer()
-    page = w.page(0, (10, w.same_name(7, 1)), (10, w.same_name(8, 2)), (5, w.entry(7, 1, 0)), missed=1)
+    page = w.page(0, (10, w.same_name(7, 1)), (10, w.same_name(8, 2)), (5, w.entry(7, 1, 0)), (1, w.entry(8, 1, 0)),
+                  missed=1)  # fmt: skip
     manifest, table = read(File([Buffer({0: page}), Buffer({1: page}, "inner")]), from_ns=15, pids=frozenset({8}))
     schema = json.loads((Path(__file__).parents[2] / "schemas/manifest.schema.json").read_text())
     jsonschema.validate(manifest, schema)
     for root in ("", "instances/inner/"):
         assert table(f"{root}events/test/same_name")["a"].to_list() == [2]
+        assert table(f"{root}function_graph")["tid"].to_list() == [8]
     assert manifest["tables"]["instances/inner/lost"]["rows"] == 1
-    assert manifest["tables"]["function_graph"]["rows"] == 1
+
+
+def test_calls_are_of_the_time_and_cpus_asked_for(read):
+    """A call is when it began; an exit that is left out still ends it."""
+    w = Writer()
+    pages = {
+        cpu: w.page(1000 + cpu, (0, w.entry(7 + cpu, FIRST, 0)), (10, w.entry(7 + cpu, SECOND, 1)),
+                    (10, w.exit(7 + cpu, SECOND, 1, 10, 20)), (90, w.exit(7 + cpu, FIRST, 0, 0, 110)))
+        for cpu in (0, 1)
+    }  # fmt: skip
+    _, table = read(File([Buffer(pages)]), from_ns=1001, to_ns=1015, cpus=frozenset({0}))
+    assert table("function_graph").select("time_ns", "cpu", "duration_ns").rows() == [(1010, 0, 10)]
+    assert table("events/ftrace/funcgraph_entry")["time_ns"].to_list() == [1010]
 
 
 def test_only_the_events_asked_for(read):

@@ -1,5 +1,6 @@
 """Rows by time, CPU and task, for any reader: a sink in front of the sink."""
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -8,9 +9,11 @@ import pyarrow as pa
 from tracekit import _columns
 from tracekit.formats import ReadOptions, Sink
 
+_FILTERED = re.compile(r"(instances/[^/]*/)?(events/|samples/|function_graph$)")
+
 
 class FilteredSink(NamedTuple):
-    """Hands on the rows of events and samples that ``options`` ask for; the other tables whole.
+    """Hands on the rows of events, samples and calls that ``options`` ask for; the other tables whole.
 
     What has no CPU or no task belongs to none of those asked for.
     """
@@ -20,7 +23,7 @@ class FilteredSink(NamedTuple):
 
     def append(self, table: str, batch: pa.RecordBatch) -> None:
         """See tracekit.formats.Sink."""
-        if table.startswith(("events/", "samples/")) or "/events/" in table:  # of an instance
+        if _FILTERED.match(table):
             keep = self._wanted(batch)
             if not keep.all():
                 index = _columns.numbers(np.flatnonzero(keep))
@@ -41,7 +44,8 @@ class FilteredSink(NamedTuple):
         if cpus is not None:
             keep &= np.isin(_values(batch, "cpu"), list(cpus))
         if pids is not None:
-            keep &= np.isin(_values(batch, "pid"), list(pids)) | np.isin(_values(batch, "tid"), list(pids))
+            tasks = [name for name in ("pid", "tid") if name in batch.schema.names]
+            keep &= np.any([np.isin(_values(batch, name), list(pids)) for name in tasks], axis=0)
         return keep
 
 
