@@ -22,6 +22,7 @@ COMMON = {
 }
 POINTER = pl.UInt64
 VISIT = {"__probe_ip": POINTER, "folio": POINTER, "vma": POINTER, "addr": POINTER, "mm": POINTER}
+PAGE = {"__probe_ip": POINTER, "folio": POINTER, "page": POINTER}
 RETURN = {"__probe_func": POINTER, "__probe_ret_ip": POINTER}
 REASON = {"mode": pl.UInt32, "mode_name": LABEL, "reason": pl.Int32, "reason_name": LABEL}
 TABLES = {
@@ -33,6 +34,18 @@ TABLES = {
     "kprobes:remove_migration_pte_ret": RETURN,
     "kprobes:remove_migration_ptes": {"__probe_ip": POINTER, "dst": POINTER, "src": POINTER},
     "kprobes:folio_mc_copy": {"__probe_ip": POINTER, "dst": POINTER, "src": POINTER},
+    "kprobes:folio_remove_rmap_ptes": {**PAGE, "nr": pl.Int32, "vma": POINTER},
+    "kprobes:folio_remove_rmap_pmd": {**PAGE, "vma": POINTER},
+    "kprobes:folio_add_new_anon_rmap": {"__probe_ip": POINTER, "folio": POINTER, "vma": POINTER, "addr": POINTER},
+    "kprobes:folio_add_anon_rmap_ptes": {**PAGE, "nr": pl.Int32, "vma": POINTER, "addr": POINTER},
+    "kprobes:folio_add_file_rmap_ptes": {**PAGE, "nr": pl.Int32, "vma": POINTER},
+    "kprobes:try_to_unmap_one": VISIT,
+    "kprobes:try_to_unmap_one_ret": {**RETURN, "ret": pl.UInt8},
+    "kprobes:deferred_split_folio": {"__probe_ip": POINTER, "folio": POINTER, "partially_mapped": pl.UInt8},
+    "kprobes:folio_mark_lazyfree": {"__probe_ip": POINTER, "folio": POINTER},
+    "kprobes:__tlb_remove_folio_pages": {"__probe_ip": POINTER, "page": POINTER, "nr": pl.Int32},
+    "kprobes:do_wp_page": {"__probe_ip": POINTER},
+    "tlb:tlb_flush": {"reason": pl.Int32, "pages": POINTER},
     "kprobes:anon_vma_fork": {"__probe_ip": POINTER, "vma": POINTER, "pvma": POINTER},
     "migrate:set_migration_pte": {"addr": POINTER, "pte": POINTER, "order": pl.Int32},
     "migrate:remove_migration_pte": {"addr": POINTER, "pte": POINTER, "order": pl.Int32},
@@ -103,8 +116,23 @@ def write(directory, events, *, lost=(), arch="x86_64", always=ALWAYS, without=(
     return tracekit.open(directory)
 
 
+def write_tables(directory, tables):
+    """Write a trace directory out of whole tables, each with all of its columns and in order of time."""
+    sizes = {}
+    for name, table in tables.items():
+        file = directory / "events" / f"{name.replace(':', '/', 1)}.parquet"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        table.write_parquet(file)
+        sizes[f"events/{name.replace(':', '/', 1)}"] = {"rows": len(table), "bytes": file.stat().st_size}
+    times = [table["time_ns"][i] for table in tables.values() for i in (0, -1)]
+    (directory / "manifest.json").write_text(json.dumps(_manifest(times, sizes, (), "x86_64")))
+
+
 def manifest(events, sizes, lost, arch):
-    times = [event.time_ns for event in events]
+    return _manifest([event.time_ns for event in events], sizes, lost, arch)
+
+
+def _manifest(times, sizes, lost, arch):
     return {
         "schema": "tracekit/manifest/1",
         "tool": {"name": "tracekit", "version": tracekit.__version__},

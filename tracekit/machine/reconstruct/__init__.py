@@ -6,6 +6,9 @@ written them. Their addresses of folios, VMAs and address spaces are names, not 
 rest on.
 """
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +16,18 @@ import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
-from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, entries, life_cycle, with_ends, with_flags
+from tracekit.machine.reconstruct import prune
+from tracekit.machine.reconstruct.events import (
+    DIRTY,
+    SCHEMA,
+    Code,
+    Shown,
+    entries,
+    life_cycle,
+    page_faults,
+    with_ends,
+    with_flags,
+)
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.rows import Made
@@ -47,45 +61,56 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     )
     sets = len(rows.filter(pl.col("kind") == Kind.SET))
     if marks.is_empty() and sets:
-        return Reconstruction(_merge(rows, []), {"values of the migration entries not understood": sets})
+        return Reconstruction(_merge(rows, Made()), {"values of the migration entries not understood": sets})
     # a call that never happened leaves no table, so one of them speaks for all
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
-    walker = take(life_cycle(trace), marks, complete=complete)
+    cycle, faults = life_cycle(trace), page_faults(trace)
+    how = Shown.of(cycle, faults, complete=complete)
+    walker = take(_pruned(cycle, faults, marks), marks, how)
     return Reconstruction(_merge(rows, walker.made), dict(walker.why))
 
 
-def take(cycle: pl.DataFrame, marks: pl.DataFrame, *, complete: bool = True) -> Walker:
+def _pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
+    cycle = with_flags(cycle)
+    moved = prune.migrated(marks)
+    near = prune.areas(cycle, moved.pages)
+    kept = prune.mappings(prune.tasks(cycle, marks), near)
+    return pl.concat([kept, prune.faults(faults, cycle, moved, near)], how="diagonal").sort("time_ns", "seq")
+
+
+def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None) -> Walker:
     """Replay the life cycle and the migration entries, in order of time.
 
     Args:
         cycle: columns as ``events.SCHEMA``.
         marks: as well.
-        complete: whether the trace has the calls that map and unmap.
+        how: what the whole trace shows; None: what ``cycle`` does, with all calls that map.
     """
     Space.count = Vma.count = 0
-    codes = cycle["code"].unique().to_list()
-    side_band = bool(len(cycle.filter((pl.col("code") == Code.EXEC) & (pl.col("b") == 1))))
-    faults, exits = Code.FAULT in codes, Code.EXIT_MMAP in codes
-    life = Life(_pages(marks), faults=faults, exit_mmap=exits, exec_side_band=side_band)
-    life.complete = complete
+    life = Life(
+        prune.migrated(marks).pages, how or Shown.of(cycle, cycle.filter(pl.col("code") == Code.FAULT), complete=True)
+    )
     walker = Walker(life, _identify(life, marks))
     cycle, marks = with_flags(cycle), with_ends(marks)
     before = pl.col("time_ns") <= 0  # perf says first what was there when it began
-    _run(life, walker, cycle.filter(before))
-    life.settle()
-    _run(life, walker, pl.concat([cycle.filter(~before), marks]).sort("time_ns", "seq", maintain_order=True))
-    walker.finish()
+    with _no_garbage():
+        _run(life, walker, cycle.filter(before))
+        life.settle()
+        _run(life, walker, pl.concat([cycle.filter(~before), marks]).sort("time_ns", "seq", maintain_order=True))
+        walker.finish()
     return walker
 
 
-def _pages(marks: pl.DataFrame) -> set[int]:
-    """Every page of the folios that migrate."""
-    entries = marks.filter(pl.col("code") == Code.SET).select("b", pl.col("d").fill_null(0)).unique()
-    pages = set(entries["b"].to_list())
-    for page, order in entries.filter(pl.col("d") > 0).iter_rows():
-        # where in the folio the page is, is not known before the walk is
-        pages.update(range(page - (1 << order) + 1, page + (1 << order)))
-    return pages
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Address spaces let go of their VMAs when they end, so there are no cycles to look for in ever more objects."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _run(life: Life, walker: Walker, events: pl.DataFrame) -> None:
@@ -107,23 +132,9 @@ def _identify(life: Life, marks: pl.DataFrame) -> Identify:
     return Identify(life, read_type, dirty_bits=any(entry >= DIRTY for entry in seen))
 
 
-def _merge(rows: pl.DataFrame, made: list[Made]) -> pl.DataFrame:
+def _merge(rows: pl.DataFrame, made: Made) -> pl.DataFrame:
     """The timeline with the made rows in their places; time, task and CPU are those of the row they stand at."""
-    new = pl.DataFrame(
-        made,
-        schema={
-            "place": pl.Int64,
-            "row": pl.Int64,
-            "kind": pl.UInt8,
-            "folio": pl.UInt64,
-            "src": pl.UInt64,
-            "vma": pl.UInt64,
-            "mm": pl.UInt64,
-            "addr": pl.UInt64,
-            "sure": pl.Boolean,
-        },
-        orient="row",
-    )
+    new = made.frame()
     beside = rows.select("task", "time_ns", "cpu", "comm")[new["row"].to_numpy()]
     new = new.hstack(beside).with_columns(
         source=pl.lit(int(Source.RECONSTRUCTED), pl.UInt8),

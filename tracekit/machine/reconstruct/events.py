@@ -1,6 +1,7 @@
 """The life cycle of every task in one frame, in order of time, with what of the timeline the walks are made from."""
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
@@ -36,6 +37,7 @@ class Code(IntEnum):
     CLONE_ENDS = 19
     CLONE3 = 20
     LOST = 21  # something may have happened that no event shows
+    FORKED = 22  # a child came and went that no walk met
 
 
 # canonical event → code; those of _ENDED take effect when the system call returns
@@ -62,6 +64,7 @@ _CODES = {
 _ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
 _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")
 CLONE_VM = 0x100
+WRITE = 2  # page_fault_user's error_code
 DIRTY = 1 << 8  # beside the type of a migration entry: it carries the dirty bit
 PMD = 1  # in f of a SET or RESTORE
 # Reasons of migrate_pages() that say in whose address space the folios are: the caller's, or that of a system call
@@ -77,10 +80,36 @@ SCHEMA: dict[str, pl.DataType] = {
 }
 
 
+class Shown(NamedTuple):
+    """What a trace shows at all.
+
+    Attributes:
+        faults: page faults.
+        exit_mmap: when an address space is gone.
+        exec_side_band: exec by perf's own record, which counts then.
+        complete: the calls that map and unmap; without them no tree is certain.
+    """
+
+    faults: bool
+    exit_mmap: bool
+    exec_side_band: bool
+    complete: bool
+
+    @classmethod
+    def of(cls, cycle: pl.DataFrame, faults: pl.DataFrame, *, complete: bool) -> "Shown":
+        """By what is there."""
+        codes = set(cycle["code"].unique().to_list())
+        side_band = bool(((cycle["code"] == Code.EXEC) & (cycle["b"] == 1)).any())
+        return cls(not faults.is_empty(), Code.EXIT_MMAP in codes, side_band, complete)
+
+
 def life_cycle(trace: Trace) -> pl.DataFrame:
-    """Columns as ``SCHEMA``, sorted by (time_ns, seq); the arguments a … f are those of schemas/events/."""
+    """All but page faults: columns as ``SCHEMA``, in order of time; arguments a … f are those of schemas/events/."""
     frames = [
-        _frame(trace, table, event, code) for event, code in _CODES.items() for table in schema.tables_of(trace, event)
+        _frame(trace, table, event, code)
+        for event, code in _CODES.items()
+        for table in schema.tables_of(trace, event)
+        if code != Code.FAULT
     ]
     frames += [
         trace.events(table).select(*_common(trace, table, Code.CLONE_ENDS), pl.col("ret").cast(pl.Int64).alias("ret"))
@@ -97,6 +126,16 @@ def life_cycle(trace: Trace) -> pl.DataFrame:
         .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
         .sort("time_ns", "seq")
     )
+
+
+def page_faults(trace: Trace) -> pl.DataFrame:
+    """All page faults: time_ns, seq, code, tid, a and b of ``SCHEMA``, in order of time."""
+    kinds = {name: SCHEMA[name] for name in ("time_ns", "seq", "code", "tid", "a", "b")}
+    frames = [
+        _frame(trace, table, "page_fault_user", Code.FAULT).select(pl.col(n).cast(kind) for n, kind in kinds.items())
+        for table in schema.tables_of(trace, "page_fault_user")
+    ]
+    return pl.concat(frames).sort("time_ns", "seq").collect() if frames else pl.DataFrame(schema=kinds)
 
 
 def entries(rows: pl.DataFrame, arch: str) -> pl.DataFrame:

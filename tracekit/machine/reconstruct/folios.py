@@ -7,7 +7,7 @@ from tracekit.machine.reconstruct.spaces import folio_at, folio_before
 from tracekit.machine.reconstruct.state import AnonVma, File, Folio, Space, Vma
 
 AROUND = 4  # log2 of the pages that a read fault on a file maps (fault_around_bytes = 65536)
-_IMAGE = 1 << 14  # pages beyond a mapped ELF segment in which its other segments lie
+IMAGE = 1 << 14  # pages beyond a mapped ELF segment in which its other segments lie
 
 
 class Found:
@@ -140,8 +140,23 @@ def maps(found: Found, vma: Vma, order: int) -> bool:
     return any(folio_at(vma.space, one) is found.folio for one in pages)
 
 
-def holds(found: Found, vma: Vma, order: int, *, faults: bool) -> Holds:
-    """Whether ``vma`` maps a page of the folio; without the faults it may have written, or read, unseen."""
+def states(found: Found, members: list[Vma], order: int, *, faults: bool) -> list[Holds]:
+    """Whether each of ``members`` maps a page of the folio; without faults they may have written, or read, unseen."""
+    folio, first = found.folio, found.pgoff
+    if order or not faults or isinstance(folio.mapping, File):
+        return [_holds(found, vma, order, faults=faults) for vma in members]
+    result = []
+    for vma in members:
+        space, page = vma.space, vma.start + first - vma.pgoff
+        own = space.own.get(page)
+        if own is None or space.zaps or space.faulting:
+            result.append(_holds(found, vma, order, faults=faults))
+        else:
+            result.append(Holds.YES if own[-1][1] is folio else Holds.NO)
+    return result
+
+
+def _holds(found: Found, vma: Vma, order: int, *, faults: bool) -> Holds:
     mapped, file = maps(found, vma, order), isinstance(found.folio.mapping, File)
     if not faults:
         return Holds.MAYBE if mapped or file else Holds.NO
@@ -162,7 +177,12 @@ def in_flight(space: Space, pages: range, *, file: bool) -> bool:
     parent = space.parent
     if file or parent is None:
         return False
-    return any(space.begun < when <= space.born for page in pages for when, _ in parent.own.get(page, ()))
+    return any(
+        space.begun < when <= space.born
+        for page in pages
+        if page not in space.own
+        for when, _ in parent.own.get(page, ())
+    )
 
 
 def _file_mapped(vma: Vma, page: int) -> bool:
@@ -173,7 +193,7 @@ def _file_mapped(vma: Vma, page: int) -> bool:
 
 def image_of(space: Space, start: int, end: int, pgoff: int, file: File) -> Vma:
     """What a mapped ELF segment says of the image around it: it begins where the file does."""
-    vma = Vma(space, start - pgoff, end + _IMAGE, 0)
+    vma = Vma(space, start - pgoff, end + IMAGE, 0)
     vma.file = file
     file.tree.add(vma)
     space.maps.append(vma)

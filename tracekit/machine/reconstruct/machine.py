@@ -3,8 +3,11 @@
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
 
+import numpy as np
+import numpy.typing as npt
+
 from tracekit.machine.reconstruct import spaces
-from tracekit.machine.reconstruct.events import CLONE_VM, Code
+from tracekit.machine.reconstruct.events import CLONE_VM, WRITE, Code, Shown
 from tracekit.machine.reconstruct.folios import AROUND, image_of
 from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
 
@@ -12,7 +15,6 @@ Handler = Callable[["Event"], None]
 Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
 
 CLONE_CHILD_SETTID = 0x0100_0000
-WRITE = 2  # page_fault_user's error_code
 _PAGE = 12
 _NEAR = 16  # mappings on either side that are looked at to tell whose a page is
 
@@ -32,15 +34,14 @@ class Life:
         pages, around: those that migrate, and their neighbourhoods: no other need be followed.
     """
 
-    def __init__(self, pages: set[int], *, faults: bool, exit_mmap: bool, exec_side_band: bool) -> None:
+    def __init__(self, pages: npt.NDArray[np.int64], shown: Shown) -> None:
         self.now = 0
-        self.complete = True
-        self.pages = pages
-        self.around = {page >> AROUND for page in pages}
+        self.pages = set(pages.tolist())
+        self.around = set((pages >> AROUND).tolist())
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.index: dict[int, list[Space]] = {}
-        self.faults, self.exit_mmap, self.exec_side_band = faults, exit_mmap, exec_side_band
+        self.faults, self.exit_mmap, self.exec_side_band, self.complete = shown
         self.epoch = 0
         self.changed = 0
         self.exiting: set[int] = set()
@@ -64,6 +65,7 @@ class Life:
             Code.CLONE3: self.clone,
             Code.NEWTASK: self.newtask,
             Code.FORK: self.fork,
+            Code.FORKED: self.forked,
             Code.CLONE_ENDS: self.clone_ends,
             Code.EXEC: self.exec,
             Code.EXIT_BEGINS: self.exit_begins,
@@ -223,6 +225,10 @@ class Life:
         flags = self.flags.pop(tid, 0)
         if child not in self.space_of or self.space_of[child].users == 0:
             self._made(tid, child, flags)
+
+    def forked(self, event: Event) -> None:
+        """What the parent had written was shared for a while."""
+        self.space(event[1]).forked = self.now
 
     def clone_ends(self, event: Event) -> None:
         """A fork that failed leaves nothing."""

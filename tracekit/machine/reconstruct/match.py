@@ -26,7 +26,7 @@ class Hits(NamedTuple):
     sure: bool
 
 
-def lay(pages: Sequence[int], state: Sequence[Holds], entries: Sequence[int], likely: int = -1) -> Hits:
+def lay(pages: list[int], state: Sequence[Holds], entries: list[int], likely: int = -1) -> Hits:
     """Lay ``entries`` onto the VMAs of a tree.
 
     Certain is what leaves no choice: at each address as many entries as VMAs that surely have one, or as those and all
@@ -38,24 +38,23 @@ def lay(pages: Sequence[int], state: Sequence[Holds], entries: Sequence[int], li
         entries: pages of the entries in the order of the events, one per VMA.
         likely: the VMA to choose first among those that may have one.
     """
-    if list(pages) == list(entries):
+    if pages == entries:
         return Hits(list(range(len(pages))), sure=True)
-    wanted = Counter(entries)
-    there: dict[int, list[int]] = {page: [] for page in wanted}
-    for i, page in enumerate(pages):
-        if page in there:
-            there[page].append(i)
     chosen, sure = [], True
-    for page, number in wanted.items():
-        ranked = sorted(there[page], key=lambda i: (-state[i], i != likely, i))
+    for page, number in Counter(entries).items():
+        there = [i for i, at in enumerate(pages) if at == page]
+        surely = [i for i in there if state[i] == Holds.YES]
+        maybe = [i for i in there if state[i] == Holds.MAYBE]
+        sure &= number in (len(surely), len(surely) + len(maybe), len(there))
+        ranked = surely + sorted(maybe, key=likely.__ne__)
+        if number > len(ranked):
+            ranked += [i for i in there if state[i] == Holds.NO]
         chosen += ranked[:number]
-        at_least = sum(state[i] == Holds.YES for i in ranked)
-        sure &= number in (at_least, at_least + sum(state[i] == Holds.MAYBE for i in ranked), len(ranked))
     member = _in_order(pages, sorted(chosen), entries)
     return Hits(member, sure and -1 not in member)
 
 
-def _in_order(pages: Sequence[int], chosen: list[int], entries: Sequence[int]) -> list[int]:
+def _in_order(pages: list[int], chosen: list[int], entries: list[int]) -> list[int]:
     """An entry that none of the ``chosen`` explains in its turn stays without a VMA."""
     result, at = [], 0
     for page in entries:

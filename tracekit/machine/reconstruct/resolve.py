@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tracekit.machine.reconstruct.folios import holds
+from tracekit.machine.reconstruct.folios import states
 from tracekit.machine.reconstruct.identify import Identity
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.match import Hits, Holds, lay
-from tracekit.machine.reconstruct.state import EVERYWHERE, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, Space, Vma
 from tracekit.machine.reconstruct.walk import Walk
 
 
@@ -53,14 +53,17 @@ def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
 def _lay_try(walk: Walk, identity: Identity, members: list[Vma], life: Life) -> Hits:
     found, likely = identity.found, -1
     assert found is not None
-    state = [holds(found, vma, walk.order, faults=life.faults) for vma in members]
+    runs = walk.runs()
+    if len(members) == len(runs) == 1:
+        return lay(walk.bases(members), [Holds.YES], [runs[0].base])
+    state = states(found, members, walk.order, faults=life.faults)
     for i, vma in enumerate(members):
         if vma.space is identity.space and state[i] == Holds.MAYBE:
             likely = i  # it is its memory that is being moved
             state[i] = Holds.YES if identity.still else Holds.MAYBE
         elif vma.space.dying <= walk.until and state[i] == Holds.YES:
             state[i] = Holds.MAYBE
-    return lay(walk.bases(members), state, [run.base for run in walk.runs()], likely)
+    return lay(walk.bases(members), state, [run.base for run in runs], likely)
 
 
 def resolve_remove(walk: Walk, life: Life) -> Resolved:
@@ -70,8 +73,9 @@ def resolve_remove(walk: Walk, life: Life) -> Resolved:
     if source.found is None:
         return Resolved([], [-1] * len(wanted), "folio not known")
     firm = [vma for vma in walk.members if not _forking(vma, walk)]
+    spaces = {vma.space for vma in source.hit}
     for members in (firm, walk.members) if len(firm) < len(walk.members) else (firm,):
-        hits = lay(walk.bases(members), [_left(vma, walk, source) for vma in members], wanted)
+        hits = lay(walk.bases(members), [_left(vma, walk, source, spaces) for vma in members], wanted)
         if hits.sure:
             break
     _prove({members[i] for i in hits.member if i >= 0}, sure=hits.sure)
@@ -83,12 +87,12 @@ def resolve_remove(walk: Walk, life: Life) -> Resolved:
     return Resolved(members, hits.member, why)
 
 
-def _left(vma: Vma, walk: Walk, source: Walk) -> Holds:
-    """Whether an entry of ``walk``'s pages that ``source`` set, or a fork's copy of one, is still in ``vma``."""
+def _left(vma: Vma, walk: Walk, source: Walk, spaces: set[Space]) -> Holds:
+    """Whether an entry of ``walk``'s pages, set by ``source`` in ``spaces``, or a fork's copy of it, is still there."""
     space, run = vma.space, source.hit.get(vma)
     if run is not None:
         return Holds.NO if not source.set_any(run, walk) else Holds.MAYBE if space.dying <= walk.until else Holds.YES
-    if all(space.parent is not hit.space for hit in source.hit) or space.born <= source.when:
+    if space.born <= source.when or space.parent not in spaces:
         return Holds.NO
     return Holds.MAYBE if space.born > walk.until or space.begun <= source.until else Holds.YES
 

@@ -1,6 +1,6 @@
 """What the system calls and process events do to address spaces: exec, fork, exit, mmap, munmap, mprotect, mremap."""
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 
 from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
 
@@ -46,6 +46,7 @@ def unlink(space: Space) -> None:
     """free_pgtables(): every VMA leaves its trees."""
     for vma in space.all_vmas():
         vma.unlink()
+    space.vmas, space.starts, space.maps, space.rest = [], [], [], None
 
 
 def mmap(space: Space, start: int, end: int, pgoff: int, file: File | None) -> Vma:
@@ -69,18 +70,15 @@ def munmap(space: Space, start: int, end: int, now: int) -> None:
                 _piece(space, vma, low, high)
         vma.unlink()
     if space.rest is not None:
-        space.rest.holes = _with(space.rest.holes, start, end)
+        _add_hole(space.rest.holes, start, end)
     if now >= 0:
         zap(space, start, end, now)
 
 
-def _with(holes: list[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """``holes`` and start..end, apart and in order."""
-    if any(low <= start and end <= high for low, high in holes):
-        return holes
-    apart = [hole for hole in holes if hole[1] < start or end < hole[0]]
-    joined = [hole for hole in holes if hole[1] >= start and end >= hole[0]]
-    return sorted([*apart, (min([start, *(h[0] for h in joined)]), max([end, *(h[1] for h in joined)]))])
+def _add_hole(holes: list[int], start: int, end: int) -> None:
+    """Join start..end to ``holes``."""
+    i, j = bisect_left(holes, start), bisect_right(holes, end)
+    holes[i:j] = [start] * (not i & 1) + [end] * (not j & 1)
 
 
 def split(space: Space, start: int, end: int) -> None:

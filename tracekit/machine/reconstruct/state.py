@@ -25,9 +25,10 @@ class AnonVma:
     __slots__ = ("active", "children", "parent", "tree")
 
     def __init__(self, parent: "AnonVma | None" = None) -> None:
-        self.parent = parent or self
-        self.children = 0
-        self.parent.children += 1  # a root is its own child, too
+        self.parent = parent
+        self.children = 0 if parent else 1  # a root is its own child, too
+        if parent is not None:
+            parent.children += 1
         self.active = 1
         self.tree = Tree()
 
@@ -52,6 +53,7 @@ class Vma:
     Attributes:
         number: names it in the timeline.
         chain: the anon_vmas in whose trees it is, its own included (anon_vma_chain).
+        holes: where something else is mapped over it or nothing any more: start, end, start, …, in order.
         known: whether the trace shows how it came to be.
     """
 
@@ -79,7 +81,7 @@ class Vma:
         self.shared = False
         self.anon: AnonVma | None = None
         self.chain: list[AnonVma] = []
-        self.holes: list[tuple[int, int]] = []
+        self.holes: list[int] = []
         self.known = True
         self.copied = True  # by fork: MADV_DONTFORK
 
@@ -88,7 +90,7 @@ class Vma:
         if first >= self.pgoff + self.end - self.start or last < self.pgoff:
             return False
         at = first - self.pgoff + self.start
-        return not self.holes or not any(low <= at < high for low, high in self.holes)
+        return not bisect_right(self.holes, at) & 1
 
     def page(self, pgoff: int) -> int:
         """The page of its address space at which ``pgoff`` is mapped: vma_address()."""
@@ -137,7 +139,7 @@ class Vma:
         """unlink_anon_vmas() and unlink_file_vma()."""
         for anon in self.chain:
             anon.tree.drop(self)
-            if not anon.tree:
+            if not anon.tree and anon.parent is not None:
                 anon.parent.children -= 1
         if self.anon is not None:
             self.anon.active -= 1

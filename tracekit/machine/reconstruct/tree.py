@@ -14,7 +14,7 @@ class Tree:
     A walk asks for the few that cover a page, a fork adds one: so the order is made when it is asked for.
     """
 
-    __slots__ = ("_highest", "_ordered", "_starts", "_vmas")
+    __slots__ = ("_ends", "_highest", "_ordered", "_starts", "_vmas")
 
     def __init__(self) -> None:
         self._vmas: dict[Vma, None] = {}
@@ -45,16 +45,15 @@ class Tree:
         if self._ordered is None:
             self._ordered = sorted(self._vmas, key=_start)
             self._starts = [vma.pgoff for vma in self._ordered]
-            # the highest end so far tells where to stop looking to the left
-            self._highest = list(accumulate((vma.pgoff + vma.end - vma.start for vma in self._ordered), max))
-        found = []
-        i = bisect_right(self._starts, last)
-        while i and self._highest[i - 1] > first:
-            i -= 1
-            if self._ordered[i].covers(first, last):
-                found.append(self._ordered[i])
-        found.reverse()
-        return found
+            self._ends = [vma.pgoff + vma.end - vma.start for vma in self._ordered]
+            # the highest end so far tells where to begin
+            self._highest = list(accumulate(self._ends, max))
+        low, high = bisect_right(self._highest, first), bisect_right(self._starts, last)
+        return [
+            vma
+            for vma, end in zip(self._ordered[low:high], self._ends[low:high], strict=True)
+            if end > first and (not vma.holes or vma.covers(first, last))
+        ]
 
 
 def _start(vma: "Vma") -> int:

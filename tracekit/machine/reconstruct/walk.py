@@ -47,7 +47,7 @@ class Walk:
     """
 
     __slots__ = (
-        *("dirty", "done", "entries", "found", "head", "hit", "members", "next_part", "order"),
+        *("_runs", "dirty", "done", "entries", "found", "head", "hit", "members", "next_part", "order"),
         *("reason", "source", "split", "sure", "type", "until", "when"),
     )
 
@@ -55,6 +55,7 @@ class Walk:
         self.head, self.order, self.when, self.until = head, order, when, when
         self.reason, self.type = 0, -1
         self.entries: list[tuple[int, int, int, int]] = []
+        self._runs: list[Run] | None = None
         self.source: Walk | None = None
         self.found: Found | None = None
         self.members: list[Vma] = []
@@ -64,6 +65,11 @@ class Walk:
 
     def runs(self) -> list[Run]:
         """A visit goes through a VMA's part of the folio in order, so where the PFN falls back another VMA begins."""
+        if self._runs is None or self._runs[-1].end != len(self.entries):
+            self._runs = self._find_runs()
+        return self._runs
+
+    def _find_runs(self) -> list[Run]:
         starts: list[int] = []
         before, base = -1, -1
         for i, (_, page, pfn, pages) in enumerate(self.entries):

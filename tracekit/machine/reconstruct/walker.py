@@ -8,12 +8,12 @@ address.
 
 from collections import Counter, deque
 
-from tracekit.machine.reconstruct import rows
 from tracekit.machine.reconstruct.events import DIRTY, PMD
 from tracekit.machine.reconstruct.folios import Found
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Event, Life
 from tracekit.machine.reconstruct.resolve import resolve_remove, resolve_try
+from tracekit.machine.reconstruct.rows import Made
 from tracekit.machine.reconstruct.walk import Walk
 
 
@@ -73,7 +73,7 @@ class Walker:
 
     def __init__(self, life: Life, identify: Identify) -> None:
         self.life, self.identify = life, identify
-        self.made: list[rows.Made] = []
+        self.made = Made()
         self.why: Counter[str] = Counter()
         self.open: dict[int, Open] = {}
 
@@ -137,7 +137,7 @@ class Walker:
             part = Walk(head, at.order, self.life.now)
             part.source, part.sure = source, source.sure
             if part.tree():
-                self.made += rows.of_empty_part(part, row, after=end is not None)
+                self.made.empty_part(part, row, after=end is not None)
         source.next_part = at.head + (1 << at.order) if end is None else end
 
     def edge(self, event: Event) -> None:
@@ -148,7 +148,7 @@ class Walker:
         self._end_split(task)
         for source in task.tried:
             if not source.done and not source.split and source.found is not None:
-                self.made += rows.of_nothing(source, row)
+                self.made.nothing(source, row)
         task.clear()
         task.reason = reason if begins else 0
 
@@ -173,7 +173,7 @@ class Walker:
         walk.sure = not done.why
         if done.why:
             self.why[done.why] += 1
-        self.made += rows.of_walk(walk, done.visited, done.member)
+        self.made.walk(walk, done.visited, done.member)
 
     def _moved(self, walk: Walk, source: Walk) -> None:
         here = walk.head >> source.order << source.order == source.head

@@ -1,0 +1,196 @@
+"""What of a life cycle no migrated page can depend on, left out before the replay takes event by event.
+
+A write matters at pages that migrate, until they last do; elsewhere in the mapping of one only as its first, which
+gives the VMA an anon_vma. A mapping matters where one lies in it or in one that touches it. A task that came and went
+while nothing migrated, and left no child, matters to what its parent may write alone.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracekit.machine.reconstruct.events import CLONE_VM, WRITE, Code
+from tracekit.machine.reconstruct.folios import AROUND, IMAGE
+
+Numbers = npt.NDArray[np.int64]
+
+_MAPS = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
+_CLONES = (Code.CLONE, Code.CLONE3)
+
+
+class Migrated(NamedTuple):
+    """Every page of the folios that migrate: where in a large one its entry stands is not known before its walk.
+
+    Attributes:
+        pages: int64[n], in order.
+        until: int64[n], ns, when the last entry at or near it was set.
+    """
+
+    pages: Numbers
+    until: Numbers
+
+
+def migrated(marks: pl.DataFrame) -> Migrated:
+    """Of all marks of a trace."""
+    sets = marks.filter(pl.col("code") == Code.SET).group_by("b", pl.col("d").fill_null(0)).agg(pl.col("time_ns").max())
+    reach = (1 << sets["d"].clip(0, 30).to_numpy()) - 1
+    counts = 2 * reach + 1
+    first = np.repeat(sets["b"].to_numpy() - reach, counts)
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    every = pl.DataFrame({"page": first + within, "until": np.repeat(sets["time_ns"].to_numpy(), counts)})
+    last = every.group_by("page").agg(pl.col("until").max()).sort("page")
+    return Migrated(last["page"].to_numpy(), last["until"].to_numpy())
+
+
+class Areas(NamedTuple):
+    """Mappings that hold or touch what migrates, joined where they touch: starts and ends in pages, in order."""
+
+    starts: Numbers
+    ends: Numbers
+
+    def of(self, pages: Numbers) -> Numbers:
+        """int64[n]: number of the area that each page lies in; -1: in none."""
+        at = np.searchsorted(self.starts, pages, side="right") - 1
+        return np.where((at >= 0) & (pages < np.append(self.ends, 0)[at]), at, -1)
+
+
+def areas(cycle: pl.DataFrame, pages: Numbers) -> Areas:
+    """Out of the calls that map, unmap and change mappings."""
+    calls = cycle.filter(pl.col("code").is_in(_MAPS))
+    moved = calls.filter(pl.col("code") == Code.MREMAP)
+    spans = [_spans(calls, "a", "b"), _spans(calls.filter(pl.col("code") == Code.MMAP), "ret", "b")]
+    spans += [to := _spans(moved, "ret", "c")]
+    images = cycle.filter(pl.col("code") == Code.MAP)
+    spans += [np.stack([_spans(images, "a", "b")[0], _spans(images, "a", "b")[1] + IMAGE])]
+    low, high = np.concatenate(spans, axis=1)
+    order = np.argsort(low, kind="stable")
+    low, high = low[order], np.maximum.accumulate(high[order], axis=0)
+    cuts = np.flatnonzero(low[1:] > high[:-1]) + 1
+    starts, ends = low[np.append(0, cuts)] if len(low) else low, high[np.append(cuts - 1, -1)] if len(low) else high
+    held = np.searchsorted(pages, ends) > np.searchsorted(pages, starts)
+    for ends_of_move in (_spans(moved, "a", "b"), to):  # what moves takes its pages with it
+        at = np.searchsorted(starts, ends_of_move[0], side="right") - 1
+        held[at[at >= 0]] = True
+    return Areas(starts[held], ends[held])
+
+
+def _spans(calls: pl.DataFrame, start: str, length: str) -> Numbers:
+    """int64[2, n]: first page and end of what calls that succeeded were about."""
+    done = calls.select(pl.col(start).fill_null(0), pl.col(length).fill_null(0)).filter(
+        pl.col(start).is_between(0, (1 << 62) - 1) & pl.col(length).is_between(1, 1 << 62)
+    )
+    first = done[start].to_numpy() >> 12
+    return np.stack([first, first + ((done[length].to_numpy() + 4095) >> 12)])
+
+
+def mappings(cycle: pl.DataFrame, near: Areas) -> pl.DataFrame:
+    """``cycle`` without the calls about other areas: one that is kept holds all of a call's range, or nothing of it."""
+    start = cycle.select(pl.when(pl.col("code") == Code.MMAP).then("ret").otherwise("a").fill_null(0)).to_series()
+    other = pl.Series(near.of(start.to_numpy() >> 12) < 0)
+    return cycle.filter(~(other & pl.col("code").is_in([code for code in _MAPS if code != Code.MREMAP])))
+
+
+def faults(events: pl.DataFrame, cycle: pl.DataFrame, moved: Migrated, near: Areas) -> pl.DataFrame:
+    """The page faults that matter, and of each thread the one behind such a one, which shows that that is over.
+
+    Args:
+        events: those of code FAULT, in order of time.
+        cycle: all else.
+        moved: what migrates.
+        near: the areas that hold it.
+    """
+    page, time = events["a"].to_numpy() >> 12, events["time_ns"].to_numpy()
+    write = (events["b"].to_numpy() & WRITE) != 0
+    at = np.searchsorted(moved.pages, page)
+    there = at < len(moved.pages)
+    there[there] = moved.pages[at[there]] == page[there]
+    exact = there.copy()
+    exact[there] = time[there] <= moved.until[at[there]]
+    window = ~write & np.isin(page >> AROUND, moved.pages >> AROUND)
+    matters = exact | window
+    matters |= _behind(matters, events["tid"].to_numpy())
+    area = near.of(page)
+    first = np.flatnonzero(write & ~matters & (area >= 0))
+    matters[first[_first(events[first].with_columns(area=area[first]), cycle, near)]] = True
+    return events.filter(pl.Series(matters))
+
+
+def _behind(matters: npt.NDArray[np.bool_], tid: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    by_thread = np.argsort(tid, kind="stable")
+    behind = np.zeros(len(matters), dtype=bool)
+    before, after = by_thread[:-1], by_thread[1:]
+    behind[after] = matters[before] & (tid[before] == tid[after])
+    return behind
+
+
+def _first(writes: pl.DataFrame, cycle: pl.DataFrame, near: Areas) -> Numbers:
+    """int64[n]: places of the first of each thread in each area, since it began and since a mapping was made there."""
+    begun = cycle.filter(pl.col("code").is_in([Code.NEWTASK, Code.EXEC])).select(
+        "time_ns", pl.when(pl.col("code") == Code.NEWTASK).then("a").otherwise("tid").cast(pl.Int32).alias("tid")
+    )
+    maps = cycle.filter(pl.col("code").is_in([Code.MMAP, Code.MREMAP]))
+    made = maps.select("time_ns", area=pl.Series(near.of(maps["ret"].fill_null(0).to_numpy() >> 12)))
+    writes = writes.select("time_ns", "tid", "area").with_row_index("place")
+    for other, by in ((begun, "tid"), (made, "area")):
+        since = other.sort("time_ns").with_columns(pl.col("time_ns").alias(f"since_{by}"))
+        writes = writes.join_asof(since, on="time_ns", by=by, check_sortedness=False)
+    kept = writes.unique(["tid", "area", "since_tid", "since_area"], keep="first", maintain_order=True)
+    return kept["place"].to_numpy().astype(np.int64)
+
+
+def tasks(cycle: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
+    """``cycle``, in order of time, without tasks that came and went while nothing migrated and had no child.
+
+    A NEWTASK of such a process becomes FORKED: its parent's pages are shared until they are written again.
+    """
+    cycle = cycle.with_row_index("at")
+    births = cycle.filter(pl.col("code") == Code.NEWTASK).select(
+        "at", "tid", "time_ns", birth="at", child=pl.col("a").cast(pl.Int32), flags="b"
+    )
+
+    def next_of(codes: tuple[Code, ...], name: str) -> pl.DataFrame:
+        found = cycle.filter(pl.col("code").is_in(codes)).select("at", "tid", pl.col("at").alias(name))
+        return births.select("at", "child").join_asof(
+            found, on="at", by_left="child", by_right="tid", strategy="forward", check_sortedness=False
+        )
+
+    last = (Code.EXIT_MMAP,) if (cycle["code"] == Code.EXIT_MMAP).any() else (Code.EXIT,)
+    calls = cycle.filter(pl.col("code").is_in(_CLONES)).select("at", "tid", call="at", call_ns="time_ns")
+    births = births.join_asof(calls, on="at", by="tid", check_sortedness=False).with_columns(
+        process=next_of(last, "end")["end"],
+        thread=next_of((Code.EXIT,), "end")["end"],
+        heir=next_of((Code.NEWTASK,), "heir")["heir"],
+    )
+    is_process = pl.col("flags") & CLONE_VM == 0
+    births = births.with_columns(end=pl.when(is_process).then("process").otherwise("thread")).drop_nulls("end")
+    births = births.with_columns(end_ns=cycle["time_ns"].gather(births["end"]))
+    told = pl.concat([marks["time_ns"], cycle.filter(pl.col("code") == Code.LOST)["time_ns"]]).sort().to_numpy()
+    begun = births.select(pl.coalesce("call_ns", "time_ns")).to_series().to_numpy()
+    quiet = np.searchsorted(told, begun) == np.searchsorted(told, births["end_ns"].to_numpy(), side="right")
+    gone = births.filter(pl.Series(quiet) & (pl.col("heir").is_null() | (pl.col("heir") > pl.col("end"))))
+    return _without(cycle, gone, is_process)
+
+
+def _without(cycle: pl.DataFrame, gone: pl.DataFrame, is_process: pl.Expr) -> pl.DataFrame:
+    """``cycle`` without the tasks ``gone``: their own events, their making, what it returned to the parent."""
+    lives = gone.select("at", "child", "birth", "end").sort("at")
+    own = cycle.select("at", "tid").join_asof(lives, on="at", by_left="tid", by_right="child", check_sortedness=False)
+    made = cycle.select("at", pl.col("a").cast(pl.Int32, strict=False)).join_asof(
+        lives, on="at", by_left="a", by_right="child", check_sortedness=False
+    )
+    inside = [
+        pl.Series((one["at"] > one["birth"]) & (one["at"] <= one["end"])).fill_null(value=False) for one in (own, made)
+    ]
+    forked = gone.filter(is_process)["birth"].implode()
+    threads = gone.filter(~is_process)["birth"].implode()
+    is_birth = pl.col("code") == Code.NEWTASK
+    drop = (
+        inside[0]
+        | (inside[1] & (pl.col("code") == Code.FORK))
+        | pl.col("at").is_in(gone["call"].drop_nulls().implode())
+        | (is_birth & pl.col("at").is_in(threads))
+    )
+    code = pl.when(is_birth & pl.col("at").is_in(forked)).then(pl.lit(int(Code.FORKED), pl.UInt8)).otherwise("code")
+    return cycle.with_columns(code=code).filter(~drop).drop("at")
