@@ -29,7 +29,8 @@ Columns of the table (polars):
     left        rmap.remove of a large folio: whether a page of it is still mapped after it; null: not known
     anon        whether the folio is anonymous; null: not known
     lazyfree    whether it is anonymous and MADV_FREE was called on it, so that reclaim may drop it; null: not known
-    batched     rmap.remove: whether the traced kernel takes out a run of this phase at once (``Replay.kernel_has``)
+    batched     rmap.remove, try_to_unmap.vma_visit: whether the traced kernel takes out a run of this phase at once
+                (``Replay.kernel_has``); null: not known
     stopped     try_to_unmap.vma_visit: whether it ended the walk for a page that it could not unmap; null: not probed
     bytes       folio.copy: how much was copied; null: order or page size not known
     seq         provenance: position of the event in the source file; null if inferred
@@ -60,6 +61,8 @@ OPERATIONS: dict[str, str] = {
     "counter.update": "one update of a folio's count of migration entries: a policy's own cost",
     "folio.copy_batch": "the contents of a batch of folios copied in one call: a policy's own",
     "folio.copy_batched": "one folio's contents copied in such a call, and its place in the batch: a policy's own",
+    "page.trylock": "one attempt to lock a page, a second one included: a policy's own",
+    "page.check": "one check of a page's references before it is migrated: a policy's own",
     "folio.move_attempt": "one more attempt to move a folio: a policy's own",
 }
 

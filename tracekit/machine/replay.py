@@ -10,6 +10,7 @@ import polars as pl
 from tracekit import schema
 from tracekit.machine import operations
 from tracekit.machine.calls import Calls, find_calls
+from tracekit.machine.collected import find_collected
 from tracekit.machine.entries import find_entries, fork_windows, pair_walks
 from tracekit.machine.episodes import entries_stayed, episode_of_walk, find_episodes
 from tracekit.machine.evidence import Has, batched, find_evidence
@@ -93,12 +94,16 @@ def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str
     parts = [seen, _inferred(trace, rows, entries, episodes)]
     if level == "counts" and not any(schema.recorded(trace, event) for event in VISIT_EVENTS):
         parts.append(find_whole_walks(rows, walks, pl.Series(calls.of_row)))
+    if level == "counts":
+        parts.append(find_collected(rows, walks, calls))
     if unmaps:
         parts.append(find_unmapping(trace, Replayed(rows, walks.walk_of_row, calls.of_row, episodes, windows)))
     ops = _conform(pl.concat(parts, how="diagonal_relaxed"), episodes)
     ops = _copied_bytes(ops, episodes, rows, trace.manifest["machine"]["page_size"])
     has = find_evidence(ops, trace.manifest["machine"]["release"], kernel_has)
-    ops = ops.with_columns(batched=pl.when(pl.col("op") == "rmap.remove").then(batched(has)))
+    ops = ops.with_columns(
+        batched=pl.when(pl.col("op").is_in(["rmap.remove", "try_to_unmap.vma_visit"])).then(batched(has))
+    )
     return Replay(
         level if len(rows) else "none",
         ops,

@@ -68,7 +68,7 @@ def judge(ops: pl.DataFrame, taken: pl.DataFrame, phase: str) -> Judgement:
     executed[taken.filter(pl.col("how").is_in([MERGED, NOT]))["row"].to_numpy()] = 0
     executed[done["row"].to_numpy()] = 1
     added = {"rmap.remove": at(ops, done["row"], done["calls"] - 1)}
-    spared, queued, unknown = _queue(ops, done, phase)
+    spared, queued, unknown = _queue(ops, taken, done, phase)
     executed[spared.to_numpy()] = 0
     added[ENQUEUE] = at(ops, queued, 1)
     return Judgement(
@@ -86,12 +86,12 @@ def at(ops: pl.DataFrame, rows: pl.Series, counts: pl.Series | int) -> Ints:
     return out
 
 
-def _queue(ops: pl.DataFrame, done: pl.DataFrame, phase: str) -> tuple[pl.Series, pl.Series, int]:
+def _queue(ops: pl.DataFrame, taken: pl.DataFrame, done: pl.DataFrame, phase: str) -> tuple[pl.Series, pl.Series, int]:
     """Which rows of deferred_split.enqueue are spared, at which others one is added, and of how many it is not known.
 
     A folio whose removals, as traced, should have queued it and did not was queued before, or is none to queue.
     """
-    lives = done["life"].drop_nulls().unique()
+    lives = taken["life"].drop_nulls().unique()
     in_lives = pl.col("life").is_in(lives.implode())
     facts = (
         ops.lazy()

@@ -78,13 +78,11 @@ class BatchedUnmap:
 
     def _consequences(self, judgement: Judgement, visits: pl.DataFrame, taken: pl.DataFrame, kept: int) -> None:
         stopped = visits.filter(pl.col("stopped") & pl.col("lazyfree").fill_null(value=True))
-        empty = stopped.filter(pl.col("nr_pages") == 0)
         judgement.losses["pages_left_mapped"] = kept
         if self.rule == "page":  # whatever the reason was
             judgement.losses["folios_set_swapbacked"] = len(stopped)
             # a batching kernel keeps the run: how many pages stand before the bad one, it does not show
-            batched = bool(taken["batched"].fill_null(value=False).any())
-            judgement.open["visits_that_may_take_pages_out_first"] = len(empty) if batched else 0
+            judgement.open["visits_that_may_take_pages_out_first"] = len(stopped.filter("batched"))
         else:
             judgement.open["folios_set_swapbacked"] = len(stopped)
         unknown = taken.filter(
@@ -96,10 +94,10 @@ class BatchedUnmap:
 
 
 def _visits(ops: pl.DataFrame) -> pl.DataFrame:
-    """row, stopped, lazyfree, nr_pages and is_last (of its walk) of each visit of reclaim."""
+    """row, stopped, lazyfree, batched and is_last (of its walk) of each visit of reclaim."""
     visits = (
         ops.lazy()
-        .select("op", "stopped", "lazyfree", "nr_pages", "position")
+        .select("op", "stopped", "lazyfree", "batched", "position")
         .with_row_index("row")
         .filter(pl.col("op") == "try_to_unmap.vma_visit")
         .with_columns(pl.col("row").cast(pl.Int64), is_last=pl.col("position").shift(-1, fill_value=0) == 0)
