@@ -18,9 +18,10 @@ PACKAGE = ROOT / "tracekit"
 # Low to high. A module imports from lines above its own; a package counts as one, and imports freely within.
 LAYERS = (
     "errors _process",
-    "registry resources _columns",
+    "registry resources _columns profiles",
     "formats _parquet",
-    "ingest trace",
+    "snapshot",
+    "ingest trace record",
     "schema",
     "machine recording",
     "policies",
@@ -31,7 +32,7 @@ LAYERS = (
     "reports",
     "result",
     "pipeline",
-    "inspect demonstration validation",
+    "inspect demonstration validation doctor",
     "__init__",  # the face: import tracekit as tk
     "cli",
 )

@@ -239,6 +239,55 @@ def formats(as_json: JsonOption = False) -> None:
     _print_table({reader.NAME: reader.DESCRIPTION for reader in package.readers()}, as_json)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def record(
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[--] CMD…", help="What to run; none: until --seconds or Ctrl-C.")
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="light: migrations, faults and life cycle; rmap: and probes on every VMA visit, which slow migration "
+            "down 2 to 4 times; graph: function_graph of migrate_pages, for prices."
+        ),
+    ] = "light",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The trace; default perf.data or trace.dat.")
+    ] = None,
+    recorder: Annotated[str | None, typer.Option(help="perf or trace-cmd; default: perf where it will do.")] = None,
+    seconds: Annotated[float | None, typer.Option(min=0.001, help="Record the machine for so long.")] = None,
+    snapshot: Annotated[
+        bool, typer.Option(help="Write beside it, as FILE.snapshot.json, which memory was mapped when it began.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Record a trace with perf or trace-cmd, as root: the events that tracekit can use and this kernel has."""
+    from tracekit import record as package
+
+    if dry_run:
+        _say(package.dry_run(profile, output, command or [], recorder, seconds))
+        return
+    made = package.record(profile, output, command or [], recorder, seconds, with_snapshot=snapshot, force=force)
+    if made.status:
+        _complain(f"{(command or ['sleep'])[0]} ended with exit status {made.status}")
+    _say(f"{made.out}: {made.out.stat().st_size:,} bytes; what it holds: tracekit info {made.out}")
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine can record and analyse, and what to do about the rest; exit status 1 if nothing."""
+    from tracekit import doctor as package
+
+    findings = package.examine()
+    if as_json:
+        _print_json({"schema": "tracekit/doctor/1", "findings": [one._asdict() for one in findings]})
+    else:
+        _say(package.text(findings))
+    if not package.healthy(findings):
+        raise typer.Exit(EXIT_FAULT)
+
+
 @app.command()
 def demo(
     output: Annotated[

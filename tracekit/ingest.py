@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import BinaryIO, cast
 
-from tracekit import formats
+from tracekit import formats, snapshot
 from tracekit._parquet import Tables, TableStats
 from tracekit.errors import OutputError, TraceFormatError, UsageError
 from tracekit.formats import ReadOptions, TraceMetadata, _stdin
@@ -119,10 +119,12 @@ def _write(source: Path, reader: formats.Reader, work: Path, options: ReadOption
     digest = _Digest([(part, part.stat().st_size) for part in formats.files_of(source)])
     try:
         metadata, stats = _tables(source, reader, work, options._replace(size_bytes=digest.size))
+        taken, of_snapshot = snapshot.take_in(source, work)
     except BaseException:
         digest.stop()
         raise
-    _finish(work, options, _manifest(source, metadata, stats, digest.result()))
+    manifest = _manifest(source, metadata, stats | of_snapshot, digest.result())
+    _finish(work, options, manifest | {"snapshot": taken})
 
 
 def _tables(
