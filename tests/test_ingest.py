@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "formats"))
 import synthetic as syn
 
-from tracekit import __version__, _parquet, resources
+from tracekit import __version__, _parquet, pipeline, resources
 from tracekit._columns import labels, numbers
 from tracekit._parquet import Tables
 from tracekit.errors import OutputError, TraceFormatError
@@ -334,3 +335,15 @@ def test_listing_formats_imports_neither_numpy_nor_pyarrow():
         "assert not {'numpy', 'pyarrow'} & set(sys.modules), 'heavy'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems have no such names")
+def test_a_name_that_is_no_utf8(tmp_path):
+    source = tmp_path / os.fsdecode(b"a\xff.data")
+    source.write_bytes(DEMO.read_bytes())
+    with pytest.raises(OutputError, match="UTF-8"):
+        ingest(source)
+    trace = ingest(source, tmp_path / "trace")
+    assert json.loads((trace / "manifest.json").read_text())["source"]["name"] == "a\\xff.data"
+    assert pipeline.load(source).manifest["source"]["name"] == "a\\xff.data"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [source.name, "trace"]

@@ -60,6 +60,8 @@ def ingest(  # noqa: PLR0913 - all but two are options with a default
     target = Path(out) if out is not None else source.with_name(source.name + ".tracekit")
     if target.exists() and not force:
         raise OutputError(f"{target}: exists; give --force to replace it, or another directory with -o")
+    if printable(target.absolute()) != str(target.absolute()):
+        raise OutputError(f"{target}: is no UTF-8, and Parquet cannot be written there; give another directory with -o")
     options = ReadOptions(
         tuple(events), jobs if jobs is not None else os.cpu_count() or 1, progress, None, from_ns, to_ns,
         None if cpus is None else frozenset(cpus), None if pids is None else frozenset(pids),
@@ -77,6 +79,11 @@ def ingest(  # noqa: PLR0913 - all but two are options with a default
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def printable(name: str | Path) -> str:
+    """A file's name as text: bytes in it that are no UTF-8 are written as in C."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _beside(target: Path) -> Path:
@@ -215,7 +222,7 @@ def _manifest(source: Path, metadata: TraceMetadata, stats: dict[str, TableStats
         "schema": SCHEMA,
         "tool": {"name": "tracekit", "version": VERSION},
         "source": {
-            "name": source.name,
+            "name": printable(source.name),
             "size_bytes": metadata.source_bytes,
             "sha256": sha256,
             "format": metadata.format,

@@ -12,7 +12,7 @@ import polars as pl
 from tracekit import policies, recording
 from tracekit.costs import calibrate
 from tracekit.errors import OutputError, UsageError
-from tracekit.ingest import ingest
+from tracekit.ingest import ingest, printable
 from tracekit.machine.replay import VISIT_EVENTS, Replay, replay
 from tracekit.policies import Chosen, Judgement, Policy
 from tracekit.predict import likely
@@ -40,7 +40,7 @@ def load(path: Path, *, progress: Progress | None = None) -> Trace:
     except OSError as error:
         raise OutputError(f"{tempfile.gettempdir()}: cannot be written: {error.strerror}; set TMPDIR") from error
     try:
-        trace = open_trace(ingest(path, scratch / f"{path.name}.tracekit", progress=progress))
+        trace = open_trace(ingest(path, scratch / f"{printable(path.name)}.tracekit", progress=progress))
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

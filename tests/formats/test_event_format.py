@@ -24,6 +24,7 @@ def _decode(event: Event, *raws: bytes) -> dict[str, list]:
         Raws(data, at, np.array([len(raw) for raw in raws])),
         counted.__setitem__,
     )
+    assert [(name, array.type) for name, array in columns] == rows.types  # what a table without a row has
     return {name: array.to_pylist() for name, array in columns} | ({"anomalies": counted} if counted else {})
 
 
