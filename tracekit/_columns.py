@@ -41,16 +41,13 @@ def known(values: np.ndarray) -> pa.Array:
 
 
 def strings(data: Bytes, starts: np.ndarray, ends: np.ndarray, valid: Mask | None = None) -> pa.Array:
-    """Strings at ``data[starts[i]:ends[i]]``, each up to its first NUL; what is no UTF-8 is replaced.
-
-    ``starts`` and ``ends`` must not overlap and must rise.
-    """
-    zeros = np.flatnonzero(data == 0)
-    if len(zeros):
-        first = np.searchsorted(zeros, starts)
-        at = np.where(first < len(zeros), zeros[np.minimum(first, len(zeros) - 1)], len(data))
-        ends = np.minimum(ends, at)
+    """Strings at ``data[starts[i]:ends[i]]``, each up to its first NUL; what is no UTF-8 is replaced."""
     flat, offsets = pick(data, starts, ends)
+    zeros = np.flatnonzero(flat == 0)
+    if len(zeros):
+        first = np.searchsorted(zeros, offsets[:-1])
+        at = np.where(first < len(zeros), zeros[np.minimum(first, len(zeros) - 1)], len(flat))
+        flat, offsets = pick(flat, offsets[:-1], np.minimum(offsets[1:], at))
     if len(flat) and flat.max() >= 0x80:
         flat, offsets = _repair(flat, offsets)
     return _variable(pa.string(), flat, offsets, valid)

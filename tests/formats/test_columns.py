@@ -24,3 +24,13 @@ def test_pieces_are_what_slices_are(lengths: list[int], gap: int, random: object
     )
     assert np.diff(offsets).tolist() == (ends - starts).tolist()
     assert not np.shares_memory(flat, data)  # readers use their buffers again
+
+
+@given(st.lists(st.binary(max_size=9), max_size=30), st.permutations(range(30)))
+def test_strings_end_at_their_first_nul(pieces: list[bytes], order: list[int]) -> None:
+    ends = np.cumsum([len(piece) for piece in pieces], dtype=np.int64)
+    starts = ends - np.array([len(piece) for piece in pieces], np.int64)
+    rows = [row for row in order if row < len(pieces)]
+    data = np.frombuffer(b"".join(pieces), np.uint8)
+    made = _columns.strings(data, starts[rows], ends[rows])
+    assert made.to_pylist() == [pieces[row].split(b"\0")[0].decode("utf-8", "replace") for row in rows]
