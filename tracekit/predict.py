@@ -16,6 +16,7 @@ from tracekit.policies import Judgement
 
 _TAKEN = {Source.TRACEPOINT: "tracepoints", Source.KPROBE: "kprobes", Source.KRETPROBE: "kretprobes"}
 _PRICED_AMOUNTS = ("gather.slot",)  # the others are part of the price of their operation
+IDLE_MARGIN = 0.01  # ± of the ratio, of a policy that changes nothing here: its code is there all the same
 _MOST_BLOCKS = 200  # of calls, for the bootstrap
 _ALIKE = 0.02  # in their number of records: calls that do the same work
 _LEAST_ACCOUNTED = 0.5  # share of the migration entries that must be explained for a number
@@ -65,42 +66,56 @@ def likely(replay: Replay) -> pl.DataFrame | None:
     return ops.with_columns(known=pl.col("known") | pl.col("episode").is_in(chosen.implode()).fill_null(value=False))
 
 
-def predict(
-    replay: Replay, judgement: Judgement, costs: CostModel, calls: pl.DataFrame, perhaps: Judgement | None = None
-) -> Prediction:
+class Asked(NamedTuple):
+    """What is to be predicted.
+
+    Attributes:
+        judgement: of the operations that are certain.
+        perhaps: of ``likely`` operations, too: the best guess, and with the certain ones the interval; None: all are.
+        is_null: the policy is the kernel as it was. Any other is code that runs, even where it changes nothing.
+    """
+
+    judgement: Judgement
+    perhaps: Judgement | None = None
+    is_null: bool = False
+
+
+def predict(replay: Replay, asked: Asked, costs: CostModel, calls: pl.DataFrame) -> Prediction:
     """Predict the time that ``calls`` (rows of ``replay.calls``) take together under the judged policy.
 
     Calls touched by a loss, and those whose end was not seen, are left out of both sides.
-
-    Args:
-        replay: the trace.
-        judgement: of the operations that are certain.
-        costs: the prices.
-        calls: rows of ``replay.calls``.
-        perhaps: the judgement of ``likely`` operations: the best guess, and with the certain ones the interval.
     """
     good = calls.filter(~pl.col("lost") & pl.col("end_row").is_not_null())
     traced = int(good["duration_ns"].sum()) if len(good) else None
-    times = _judged_times(replay, judgement, perhaps, costs, good)
+    times = _judged_times(replay, asked, costs, good)
     if isinstance(times, str):
         return Prediction(len(calls), len(good), traced, None, None, None, times)
+    margin = 0.0 if asked.is_null else IDLE_MARGIN
+    if times is None:
+        return Prediction(len(calls), len(good), traced, None, None, _widened(Interval(1.0, 1.0, 1.0), margin), None)
     untraced, saved = times
     ratio = _interval(np.maximum(1 - saved / untraced, 0.0))
-    if saved.any():  # where nothing changes the ratio is 1, whatever the prices
-        ratio = _widened(ratio, costs.margin)
+    # where nothing changes the ratio is 1, whatever the prices
+    ratio = _widened(ratio, costs.margin if saved.any() else margin)
     return Prediction(len(calls), len(good), traced, _interval(untraced), _interval(untraced - saved), ratio, None)
 
 
 def _judged_times(
-    replay: Replay, judgement: Judgement, perhaps: Judgement | None, costs: CostModel, calls: pl.DataFrame
-) -> tuple[Floats, Floats] | str:
-    """float64[DRAWS] each: untraced time of ``calls`` and the time saved in them, ns; or why there is no number."""
+    replay: Replay, asked: Asked, costs: CostModel, calls: pl.DataFrame
+) -> tuple[Floats, Floats] | str | None:
+    """float64[DRAWS] each: untraced time of ``calls`` and the time saved in them, ns; or why there is no number.
+
+    None: nothing changes in them, and there are no prices.
+    """
+    judgement, perhaps = asked.judgement, asked.perhaps
     inside = enclosed(replay, calls)
     spared = _spared_in(replay, judgement, inside)
     share = _accounted(replay, inside)
-    reason = _lacking(costs, calls, spared) or _unaccounted(judgement, share)
-    if reason or costs.prices is None:
-        return reason or costs.how[0]
+    reason = _lacking(costs, calls, spared, judgement) or _unaccounted(judgement, share)
+    if reason:
+        return reason
+    if costs.prices is None:
+        return None
     felt = _felt(replay, calls)
     untraced, saved = _times(replay, felt, spared, costs.prices)
     if perhaps is not None:
@@ -117,15 +132,17 @@ def _judged_times(
     return untraced, saved
 
 
-def _lacking(costs: CostModel, calls: pl.DataFrame, spared: pl.DataFrame) -> str | None:
+def _lacking(costs: CostModel, calls: pl.DataFrame, spared: pl.DataFrame, judgement: Judgement) -> str | None:
     """Why there is no number for ``spared``; None: there is one."""
     if calls.is_empty():
         return "no call with both ends seen and no event lost"
     changed = spared.group_by("key").agg(pl.col("count").abs().sum()).filter(pl.col("count") > 0)["key"]
     if costs.prices is None:
-        return costs.how[0]
+        return costs.how[0] if len(changed) or judgement.batches is not None else None
     unpriced = sorted(set(changed.to_list()) - costs.prices.price_ns.keys())
-    return f"no price in this trace for {', '.join(unpriced)}" if unpriced else None
+    if not unpriced:
+        return None
+    return f"not priced, this trace holds none: {', '.join(unpriced)}; give a trace that does with --costs"
 
 
 def _unaccounted(judgement: Judgement, share: float) -> str | None:

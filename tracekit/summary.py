@@ -10,7 +10,7 @@ from tracekit.costs import CostModel
 from tracekit.machine import operations, selfcheck
 from tracekit.machine.replay import Replay
 from tracekit.policies import Chosen, Judgement
-from tracekit.predict import as_json, enclosed, enclosing, predict, spared_by_call
+from tracekit.predict import Asked, as_json, enclosed, enclosing, predict, spared_by_call
 from tracekit.trace import Trace
 
 SCHEMA = "tracekit/summary/1"
@@ -108,7 +108,7 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
     outermost = replay.calls.filter(pl.col("parent").is_null())
     touched = outermost.join(changed if len(changed) else used, on="call", how="semi")
     worked = replay.calls.filter("is_named").join(used, on="call", how="semi", maintain_order="left")
-    total = as_json(predict(replay, judgement, costs, touched, judged.perhaps))
+    total = as_json(predict(replay, _asked(judged), costs, touched))
     return {
         **head,
         "reason": total["reason"],
@@ -135,10 +135,15 @@ def _blocking(replay: Replay, judgement: Judgement, costs: CostModel) -> dict[st
     return blocking.as_json(blocking.blocking(replay, judgement.batches, costs.prices))
 
 
+def _asked(judged: Judged) -> Asked:
+    assert judged.judgement is not None
+    return Asked(judged.judgement, judged.perhaps, is_null=judged.chosen.name == "as_traced")
+
+
 def _call(replay: Replay, judged: Judged, costs: CostModel, name: str, calls: pl.DataFrame) -> dict[str, Any]:
     judgement = judged.judgement
     assert judgement is not None
-    prediction = predict(replay, judgement, costs, calls, judged.perhaps)
+    prediction = predict(replay, _asked(judged), costs, calls)
     return {
         "call": name,
         "n": prediction.n,

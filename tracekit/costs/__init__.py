@@ -28,8 +28,8 @@ from tracekit.machine.timeline import Source
 __all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "untraced_ns"]
 
 UPDATE = "counter.update"
+CHECK = "page.check"  # reads one counter, and writes one of its own
 UPDATE_SHARE = (0.01, 0.004)  # of a probe's overhead: one atomic update of a counter; its deviation
-TRACEPOINT_IN_PROBES = (0.55, 0.15)  # where no gap into a tracepoint tells
 LENT = 0.08  # of a price taken from another trace: deviation
 MARGIN = {"one_trace": 0.015, "two_densities": 0.02, "phases": 0.015}
 
@@ -86,8 +86,7 @@ def _borrowed(costs: CostModel, lender: CostModel, these: Records, replay: Repla
 
 
 def _of_removals(these: Records, probe: Floats, samples: int, how: str) -> CostModel:
-    tracepoint = one_trace.tracepoint_ns(these)
-    tracepoint = TRACEPOINT_IN_PROBES[0] * probe if tracepoint is None else np.minimum(tracepoint, probe)
+    tracepoint = one_trace.tracepoint_ns(these, probe)
     source = "rough" if how.startswith("roughly") else "one_trace"
     said = [
         f"taking a probe: {probe[0]:.0f} ns, {how} ({samples} gaps)",
@@ -152,8 +151,7 @@ class _Visit(NamedTuple):
 
 def _of_one_trace(these: Records, near: one_trace.Neighbours) -> CostModel:
     probe = one_trace.PROBE_SHARE[0] * near.gap_ns
-    tracepoint = one_trace.tracepoint_ns(these)
-    tracepoint = probe if tracepoint is None else np.minimum(tracepoint, probe)
+    tracepoint = one_trace.tracepoint_ns(these, probe)
     visits, samples = _visits([these], float(probe[0]), float(tracepoint[0]))
     how: list[str] = []
     prices: dict[str, Floats] = {}
@@ -170,7 +168,7 @@ def _of_one_trace(these: Records, near: one_trace.Neighbours) -> CostModel:
     probe = np.maximum(probe + np.maximum(excess, 0.0), 0.0)
     head = [
         f"taking a probe: {probe[0]:.0f} ns, of {near.gap_ns[0]:.0f} ns between two neighbours ({near.samples} gaps)",
-        f"taking a tracepoint: {tracepoint[0]:.0f} ns, {one_trace.TRACEPOINT_SHARE[0]} of the least usual gap into one",
+        f"taking a tracepoint: {tracepoint[0]:.0f} ns",
     ]
     samples = {"probe": near.samples, **samples}
     seen = sum(visit.total_ns for visit in visits.values())
@@ -222,7 +220,7 @@ def _visits(traces: list[Records], kprobe_ns: float, tracepoint_ns: float) -> tu
 def _prices(probe: Floats, tracepoint: Floats, visits: dict[str, Floats]) -> Prices:
     overhead = {Source.TRACEPOINT: tracepoint, Source.KPROBE: probe, Source.KRETPROBE: probe}
     update = np.maximum(uncertain("update", *UPDATE_SHARE), 0.0) * probe
-    return Prices(overhead, {**visits, UPDATE: update})
+    return Prices(overhead, {**visits, UPDATE: update, CHECK: update})
 
 
 def _say(visits: dict[str, _Visit], samples: dict[str, int], prices: dict[str, Floats]) -> list[str]:
@@ -242,7 +240,8 @@ def _say(visits: dict[str, _Visit], samples: dict[str, int], prices: dict[str, F
 def _tracepoint_share(*traces: Records) -> Floats:
     """float64[DRAWS]: what a tracepoint costs in probes, as the first of ``traces`` that can tell has it."""
     for these in traces:
-        near, tracepoint = one_trace.neighbours(these), one_trace.tracepoint_ns(these)
-        if not isinstance(near, int) and tracepoint is not None:
-            return np.clip(tracepoint / (one_trace.PROBE_SHARE[0] * near.gap_ns), 0.1, 1.0)
-    return np.clip(uncertain("tracepoint share", *TRACEPOINT_IN_PROBES), 0.1, 1.0)
+        near = one_trace.neighbours(these)
+        if not isinstance(near, int):
+            probe = one_trace.PROBE_SHARE[0] * near.gap_ns
+            return np.clip(one_trace.tracepoint_ns(these, probe) / probe, 0.1, 1.0)
+    return np.clip(uncertain("tracepoint share", *one_trace.TRACEPOINT_IN_PROBES), 0.1, 1.0)

@@ -39,7 +39,8 @@ class Assumed(NamedTuple):
 
 PROBE_SHARE = (0.88, 0.06)  # of the gap of two neighbouring probes: the record; its deviation
 WORK_SHARE = {Kind.TRY: (0.40, 0.15), Kind.REMOVE: (0.50, 0.18)}  # of a visit: what lies between entry and first visit
-TRACEPOINT_SHARE = (0.79, 0.08)
+TRACEPOINT_SHARE = (0.79, 0.08)  # of the smallest usual gap into one
+TRACEPOINT_IN_PROBES = (0.55, 0.10)
 VISIT_SHARE = (0.05, 0.90)  # of its gap: no visit is outside
 
 VISITS = {
@@ -98,15 +99,23 @@ def neighbours(these: Records) -> Neighbours | int:
     return Neighbours(centres[tightest], assumed, len(found[tightest]))
 
 
-def tracepoint_ns(these: Records) -> Floats | None:
-    """float64[DRAWS]: what a tracepoint costs, off the smallest usual gap into one; None: there is none to tell."""
+def tracepoint_ns(these: Records, probe_ns: Floats) -> Floats:
+    """float64[DRAWS]: what a tracepoint costs: off the smallest usual gap into one, and as a share of a probe.
+
+    The former holds a little work, the latter depends on the probe's arguments: the mean of both. Where the gap allows
+    no less than a probe takes, it takes as long.
+    """
     gaps, same = np.diff(these.time_ns), beside(these)
     pairs = pl.DataFrame({"before": these.event[:-1], "after": these.event[1:], "gap": gaps}).filter(
         pl.Series(same & (these.source[1:] == Source.TRACEPOINT))
     )
     usual = pairs.group_by("before", "after").agg(pl.col("gap").median(), n=pl.len())
     smallest = usual.filter((pl.col("n") >= MIN_SAMPLES) & (pl.col("gap") > 0))["gap"].min()
-    return uncertain("tracepoint", *TRACEPOINT_SHARE) * smallest if isinstance(smallest, int | float) else None
+    share = np.clip(uncertain("tracepoint share", *TRACEPOINT_IN_PROBES), 0.1, 1.0) * probe_ns
+    if not isinstance(smallest, int | float):
+        return share
+    own = uncertain("tracepoint", *TRACEPOINT_SHARE) * smallest
+    return probe_ns if own[0] >= probe_ns[0] else np.minimum((own + share) / 2, probe_ns)
 
 
 def visit_gaps(these: Records, visit: Kind, overhead_ns: dict[Source, float]) -> VisitGaps:

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from tracekit.costs.gaps import MIN_SAMPLES, Bools, Records, Rows, beside, between, centre, mean_draws
 from tracekit.costs.model import Floats, uncertain
+from tracekit.costs.one_trace import TRACEPOINT_IN_PROBES
 from tracekit.machine.timeline import Kind, Source
 
 RESTORED_IN_SET = (0.85, 0.08)  # κ, and its deviation
 PROBE_SHARE = (0.6, 0.12)  # of the smallest usual gap from a probe to whatever comes next
-TRACEPOINT_IN_PROBES = (0.55, 0.1)
 
 WALK = "remove_migration_ptes.walk"
 CUT = "remove_migration_ptes.walk_to_last_entry"
