@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import text_oracle
 
 from tracekit.errors import TracekitError
-from tracekit.formats import _text_notes, _text_read
+from tracekit.formats import _text_chunks, _text_notes, _text_read
 from tracekit.ingest import ingest
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def test_losses_stand_where_they_happened(tmp_path: Path) -> None:
 
 
 def test_one_type_per_column_whatever_comes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_text_read, "CHUNK_BYTES", 4096)
+    monkeypatch.setattr(_text_chunks, "CHUNK_BYTES", 4096)
     lines = [f"foo: n={n} m={n:#x} mixed={'x' if n == 990 else n} neg={-n} late=\n" for n in range(1000)]
     text = "".join(FRONT.format(n) + line for n, line in enumerate(lines)).encode()
     found = read(tmp_path, text)
@@ -170,7 +170,7 @@ def test_one_type_per_column_whatever_comes_later(tmp_path: Path, monkeypatch: p
 def test_chunks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables = {}
     for size in (1 << 20, 300, 1000):
-        monkeypatch.setattr(_text_read, "CHUNK_BYTES", size)
+        monkeypatch.setattr(_text_chunks, "CHUNK_BYTES", size)
         for kind, text in SAMPLES.items():
             found = read(tmp_path, text * 5)
             assert found is not None
@@ -278,7 +278,7 @@ def test_losses_that_no_column_holds(tmp_path: Path) -> None:
 
 def test_losses_without_end_take_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_text_notes, "MAX_WAITING", 10)
-    monkeypatch.setattr(_text_read, "CHUNK_BYTES", 400)
+    monkeypatch.setattr(_text_chunks, "CHUNK_BYTES", 400)
     found = read(tmp_path, PIPE + b"CPU:1 [LOST 2 EVENTS]\n" * 100)
     assert found is not None
     assert found[1]["lost"] == {"events": 200, "records": 100}

@@ -6,7 +6,6 @@ only if there are others, writes those: a column must have one type for the whol
 
 import fnmatch
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -16,28 +15,15 @@ import pyarrow as pa
 from tracekit import _columns
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata
-from tracekit.formats import _text_known as known_formats
 from tracekit.formats import _text_notes as notes
 from tracekit.formats._text_bytes import Places, Text, Vocabulary
 from tracekit.formats._text_chains import Chains, is_frame
+from tracekit.formats._text_chunks import chunks
 from tracekit.formats._text_columns import Named, labels
-from tracekit.formats._text_events import (
-    CALL,
-    FUNCTION,
-    PRINT,
-    RAW,
-    RETURN,
-    STACK,
-    USER_STACK,
-    Dialect,
-    EventLines,
-    Name,
-    perf_name,
-)
+from tracekit.formats._text_events import Dialect, EventLines, Name
+from tracekit.formats._text_forms import FORMS, forms_of, name_of
 from tracekit.formats._text_lines import COMM_WIDTH, HeadFinder, Heads
 
-CHUNK_BYTES = 8 << 20
-MAX_LINE_BYTES = 1 << 20
 MAX_EVENTS = 1 << 11
 """Distinct names in one file. A kernel has as many tracepoints, a trace some hundreds; each becomes a table."""
 
@@ -74,56 +60,6 @@ def read(path: Path, kind: Kind, sink: Sink, options: ReadOptions) -> TraceMetad
     except OSError as error:
         raise TraceFormatError(path, None, f"cannot be read: {error.strerror or error}") from error
     return walk.metadata()
-
-
-def chunks(file: BinaryIO, size: int, *, perf: bool) -> Iterator[tuple[Text, int]]:
-    """Texts of whole lines, an event's stack never cut from it, and how many bytes of overlong lines were left out."""
-    file.seek(0)
-    offset = 0
-    rest = b""
-    while True:
-        data = file.read(min(CHUNK_BYTES, max(size - offset - len(rest), 0)))
-        block = rest + data
-        if not data:
-            if block:
-                yield Text(block, offset), 0
-            return
-        cut = _cut(block, perf=perf)
-        if cut == 0 and len(block) > CHUNK_BYTES + MAX_LINE_BYTES:
-            cut = block.rfind(b"\n") + 1  # one stack of megabytes
-            if cut == 0:
-                yield Text(b"", offset), len(block)
-                offset, rest = _skip_line(file, offset + len(block), size)
-                continue
-        if cut:
-            yield Text(block[:cut], offset), 0
-        offset, rest = offset + cut, block[cut:]
-
-
-def _cut(block: bytes, *, perf: bool) -> int:
-    """Where the last event starts: what belongs to it may be still to come."""
-    stop = block.rfind(b"\n") + 1
-    while stop > 0:
-        start = block.rfind(b"\n", 0, stop - 1) + 1
-        line = block[start : start + 4]
-        frame = line[:1] in {b"\t", b"\n", b"\r"} if perf else line.lstrip(b" ").startswith(b"=>")
-        if not frame:
-            return start or (stop if stop < len(block) else 0)
-        stop = start
-    return 0
-
-
-def _skip_line(file: BinaryIO, offset: int, size: int) -> tuple[int, bytes]:
-    """Skip to behind the next line end; returns the new offset and what was read behind it."""
-    while offset < size:
-        data = file.read(min(CHUNK_BYTES, size - offset))
-        if not data:
-            break
-        place = data.find(b"\n")
-        if place >= 0:
-            return offset + place + 1, data[place + 1 :]
-        offset += len(data)
-    return size, b""
 
 
 class _Walk:
@@ -169,16 +105,14 @@ class _Walk:
         heads, bad = self.finder.find(text, starts[plain], ends[plain])
         heads = heads._replace(line=plain[heads.line])
         bad = plain[bad]
-        chain = self._stacks(text, starts, ends, frames, heads, bad)
+        chain = self._stacks(text, starts, ends, frames, heads)
         if not self.second:
             self.digits.update(np.unique(heads.digits).tolist())
             comments = np.flatnonzero(text.bytes[starts] == ord("#"))
             self.notes.take(text, starts, ends, comments, bad, heads)
         self._rows(text, starts, ends, heads, chain)
 
-    def _stacks(  # noqa: PLR0913, PLR0917 - the lines of the chunk
-        self, text: Text, starts: Places, ends: Places, frames: np.ndarray, heads: Heads, bad: Places
-    ) -> pa.Array | None:
+    def _stacks(self, text: Text, starts: Places, ends: Places, frames: np.ndarray, heads: Heads) -> pa.Array | None:
         """callchain_id of each head; None if there are no stacks."""
         rows = np.flatnonzero(frames)
         if len(rows) == 0:
@@ -194,7 +128,6 @@ class _Walk:
         if not self.second and not owned.all():
             for line in first[~owned].tolist():
                 self.notes.unparsed(text.origin + int(starts[line]), "stack_without_event")
-        del bad
         ids = np.full(len(heads.line), 0xFFFFFFFF, np.uint32)
         ids[head[owned]] = self.chains.number(text, starts[first[owned]], ends[last[owned]])
         return _columns.numbers(ids, ids != 0xFFFFFFFF)
@@ -204,7 +137,7 @@ class _Walk:
         if len(heads.line) == 0:
             return
         codes, values = self._names.codes(text, heads.name_start, heads.name_end)
-        messages, forms = self._forms(text, heads, ends)
+        messages, forms = forms_of(text, heads, ends, perf=self.kind.perf)
         buffers, instances = self._buffers(text, starts, heads)
         keys = (codes.astype(np.int64) * 16 + forms) << 20 | buffers
         order = np.argsort(keys, kind="stable")
@@ -212,11 +145,11 @@ class _Walk:
         for begin, stop in zip(bounds.tolist(), [*bounds[1:].tolist(), len(order)], strict=True):
             mine = order[begin:stop]
             key = int(keys[mine[0]])
-            form, printed = _FORMS[key >> 20 & 15], values[key >> 24]
+            form, printed = FORMS[key >> 20 & 15], values[key >> 24]
             if form == "":
                 self._unparsed(text, starts[heads.line[mine]])
                 continue
-            name = _name(printed, form)._replace(instance=instances[key & 0xFFFFF])
+            name = name_of(printed, form)._replace(instance=instances[key & 0xFFFFF])
             if name not in self.events and len(self.events) >= MAX_EVENTS:
                 self._unparsed(text, starts[heads.line[mine]], "too_many_events")
                 continue
@@ -236,41 +169,6 @@ class _Walk:
         if not self.second:
             for place in places.tolist():
                 self.notes.unparsed(text.origin + place, kind)
-
-    def _forms(self, text: Text, heads: Heads, ends: Places) -> tuple[Places, np.ndarray]:
-        """Where each line's message starts, and how it names its event (a number in _FORMS)."""
-        end = ends[heads.line]
-        if self.kind.perf:
-            return heads.text, np.full(len(end), _FORMS.index("perf"))
-        stop = heads.name_end
-        after = np.minimum(text.skip_spaces(np.minimum(stop + 1, end)), end)
-        forms = np.full(len(end), _FORMS.index(""))
-        messages = after
-        named = (text.bytes[stop] == ord(":")) & (stop > heads.name_start)
-        forms[named & ((text.bytes[stop + 1] == ord(" ")) | (stop + 1 >= end))] = _FORMS.index(known_formats.EVENT)
-        rest = np.flatnonzero(forms == _FORMS.index(""))
-        if len(rest) == 0:
-            return messages, forms
-        messages = messages.copy()
-        for form, start, behind in self._other_forms(text, heads, end):
-            mine = rest[start[rest]]
-            forms[mine], messages[mine] = _FORMS.index(form), behind[mine]
-        return messages, forms
-
-    def _other_forms(self, text: Text, heads: Heads, end: Places) -> list[tuple[str, np.ndarray, Places]]:
-        name, stop = heads.name_start, heads.name_end
-        call = text.equals(name, b"sys_")
-        raw = text.equals(heads.text, b"type: ") & (heads.text < name)
-        arrow = text.find(stop, ord("<"), end)
-        function = (arrow < end) & text.equals(np.minimum(arrow, end), b"<-") & (stop > name)
-        return [
-            (FUNCTION, function, name),
-            (known_formats.ENTER, call & (text.bytes[stop] == ord("(")), stop + 1),
-            (known_formats.EXIT, call & text.equals(np.minimum(stop, end), b" -> "), stop + 4),
-            (STACK, text.equals(name, b"<stack trace"), name),
-            (USER_STACK, text.equals(name, b"<user stack tra"), name),
-            (RAW, raw, name),
-        ]
 
     def _event(  # noqa: PLR0913, PLR0917 - the lines of one event
         self,
@@ -370,31 +268,6 @@ class _Walk:
             "resolution_ns": None if counter or not digits else 10 ** (9 - digits),
             "wall_offset_ns": None,
         }
-
-
-_FORMS = ("", known_formats.EVENT, known_formats.ENTER, known_formats.EXIT, FUNCTION, STACK, USER_STACK, RAW, "perf")
-
-
-# lines "name: …" that are no tracepoint
-_NO_TRACEPOINTS = {
-    "tracing_mark_write": PRINT,
-    "kernel_stack": STACK,
-    "user_stack": USER_STACK,
-    "function": FUNCTION,
-    CALL: CALL,
-    RETURN: RETURN,
-}
-
-
-def _name(printed: bytes, form: str) -> Name:
-    name = printed.decode("utf-8", "replace")
-    if form == "perf":
-        return perf_name(name)
-    if form == known_formats.EVENT and name in _NO_TRACEPOINTS:
-        return Name("", "", _NO_TRACEPOINTS[name])
-    if form in {FUNCTION, STACK, USER_STACK}:
-        return Name("", "", form)
-    return Name("", f"tracepoint_{name}" if form == RAW else name, form)
 
 
 def _order(heads: Heads) -> np.ndarray | None:
