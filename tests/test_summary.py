@@ -169,10 +169,15 @@ def test_validate(changes: dict[str, Any], said: str | None, tmp_path: Path, cap
         assert row["error"] == pytest.approx(100 * abs(row["predicted"] - 0.95))
         assert row["covered"] == (row["low"] <= 0.95 <= row["high"])
         assert document["all"]["predicted"] == 1
-        assert "1 predictions: error" in validation.text(rows)
+        assert row["width"] == pytest.approx(100 * (row["high"] - row["low"]))
+        assert document["classes"][0]["prices"] == "own"
+        assert "   1 of 1 " in validation.text(rows)
+        validation.write(rows, tmp_path / "table.json")
+        assert json.loads((tmp_path / "table.json").read_text()) == document
     else:
         assert said in row["reason"]
-        assert document["all"] == {"asked": 1, "predicted": 0, "median_error": None, "worst_error": None, "covered": 0}
+        nothing = {"median_error": None, "worst_error": None, "median_width": None}
+        assert document["all"] == {"asked": 1, "predicted": 0, "covered": 0, **nothing}
         assert "1 not predicted:" in validation.text(rows)
 
 

@@ -189,12 +189,18 @@ def report(
 @app.command()
 def validate(
     dirs: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders with spec.json files below them.")],
+    fidelity: Annotated[
+        str | None, typer.Option(help="Use no more than this: observed, reconstructed, counts.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Save the table as JSON, too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict what every spec.json below DIR asks for, beside what was measured."""
     from tracekit import validation
 
-    rows = validation.validate(dirs, progress=_progress("validate"))
+    rows = validation.validate(dirs, progress=_progress("validate"), fidelity=fidelity)
+    if output is not None:
+        validation.write(rows, output)
     if as_json:
         _print_json(validation.document(rows))
     else:
