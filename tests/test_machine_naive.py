@@ -307,7 +307,8 @@ def check_policies(replayed, twin, links):
                 judgements.append((mine, naive.counter_early_exit(twin, links, **params)))
     for policy, expected in judgements:
         judged = policy.judge(ops)
-        spared = set(ops.filter(pl.Series(judged.executed == 0))["seq"])
+        # which copies a policy makes together is for test_batched_copy
+        spared = set(ops.filter(pl.Series(judged.executed == 0) & (pl.col("op") != "folio.copy"))["seq"])
         assert spared == expected.spared, policy
         assert judged.unsafe.get("stale_migration_entries", 0) == expected.stale, policy
         assert judged.open == expected.open, policy
