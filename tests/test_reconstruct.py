@@ -263,6 +263,99 @@ def test_what_was_split_goes_last(stream):
     assert stream.visits() == [("try", 2, True), ("remove", 2, True)], "the child is asked first now"
 
 
+class Family(Stream):
+    """P has eight pages at BASE and forks as it is told; ``order`` says whom the walk of a page of P visits."""
+
+    def __init__(self):
+        super().__init__()
+        self.mmap(pages=8)
+        self.children = []
+        for page in range(8):
+            self.write(P, page)
+
+    def fork(self, parent=P, *, until_newtask=True):
+        self.children.append(super().fork(parent, until_newtask=until_newtask))
+        return self.children[-1]
+
+    def protect(self, first, pages, protection):
+        self.add(Code.MPROTECT, P, BASE + first * 4096, pages * 4096, protection)
+
+    def order(self, page, sharers):
+        """Which processes a walk of P's ``page``, which ``sharers`` map, visits: 0 is P, others are its children."""
+        self.start()
+        self.set(5, [page] * sharers)
+        self.restore(6, [page] * sharers)
+        self.end()
+        (_, _, _), (_, _, sure) = self.walks()
+        spaces = [made.mm for made in self.taken.made if made.kind == Kind.REMOVE_VISIT]
+        mine = {self.taken.life.space_of[tid].number: i for i, tid in enumerate([P, *self.children])}
+        return [mine[(mm - MM) >> 12] for mm in spaces], bool(sure)
+
+
+def grow_up(family):
+    family.fork()
+    family.fork()
+    family.mmap(at=BASE + 8 * 4096, pages=8)
+
+
+def grow_down(family):
+    family.fork()
+    family.fork()
+    family.mmap(at=BASE - 8 * 4096, pages=8)
+
+
+def protect_and_back(family):
+    family.fork()
+    family.protect(2, 4, 1)
+    family.fork()
+    family.protect(2, 2, 3)
+    family.fork()
+
+
+def fill_hole(family):
+    family.fork()
+    family.add(Code.MUNMAP, P, BASE + 3 * 4096, 2 * 4096)
+    family.mmap(at=BASE + 3 * 4096, pages=2)
+    family.write(P, 3)
+    family.fork()
+
+
+def dont_fork(family):
+    family.add(Code.MADVISE, P, BASE, 4 * 4096, 10)
+    family.fork()
+    family.add(Code.MADVISE, P, BASE, 4 * 4096, 11)
+    family.fork()
+
+
+# recorded with probes under 7.2.13, by a program that does just this
+@pytest.mark.parametrize(
+    ("history", "page", "sharers", "order"),
+    [
+        (grow_up, 0, 3, [1, 2, 0]),
+        (grow_down, 0, 3, [0, 1, 2]),
+        (protect_and_back, 0, 4, [1, 2, 0, 3]),
+        (protect_and_back, 3, 4, [1, 0, 3, 2]),
+        (protect_and_back, 7, 4, [1, 0, 2, 3]),
+        (fill_hole, 3, 2, [1, 0, 2]),
+        (dont_fork, 0, 2, [0, 2]),
+    ],
+)
+def test_vmas_split_and_become_one_as_the_kernel_does(history, page, sharers, order):
+    family = Family()
+    history(family)
+    assert family.order(page, sharers) == (order, True)
+
+
+def test_pages_of_the_image_are_in_doubt_once_forked():
+    """brk() is not among the events: a heap that grew goes last in its tree."""
+    stream = Stream()
+    stream.write(P)
+    stream.move(sets=1, restores=1)
+    stream.fork()
+    stream.move(sets=2, restores=2)
+    assert stream.visits() == [("try", 1, True), ("remove", 1, True), ("try", 2, False), ("remove", 2, False)]
+
+
 def test_an_anon_vma_without_users_is_taken_over(stream):
     """B.3: the dead middle one's anon_vma becomes the grandchild's own, so its parent is asked for its pages, too."""
     middle = stream.fork()

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tracekit.machine.reconstruct import spaces
 from tracekit.machine.reconstruct.events import CLONE_VM, WRITE, Code, Shown
 from tracekit.machine.reconstruct.folios import AROUND, image_of
-from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, AnonVma, File, Folio, Space, Vma
 
 Handler = Callable[["Event"], None]
 Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
@@ -105,7 +105,7 @@ class Life:
         if page in self.pages:
             self._written(space, vma, page)
         elif vma.anon is None and not vma.shared:
-            vma.prepare()
+            spaces.prepare(space, vma)
         if vma is space.rest and page < space.data:
             self._data(space, page)
 
@@ -116,7 +116,7 @@ class Life:
         own = space.own.get(page)
         if own is not None and own[-1][0] > space.forked and own[-1][1] is not None and not space.zaps:
             return  # its own already, and not shared since: a NUMA hint, or a protection lifted
-        folio = Folio(vma.anon or vma.prepare(), space, self.now)
+        folio = Folio(self._anon(space, vma), space, self.now)
         if own is None:
             space.own[page] = [(self.now, folio)]
             self.index.setdefault(page, []).append(space)
@@ -127,8 +127,14 @@ class Life:
         """The kernel wrote to private memory of ``space``."""
         vma = space.at(page)
         if vma is not None and not vma.shared:
-            space.own.setdefault(page, []).append((when, Folio(vma.prepare(), space, when)))
+            space.own.setdefault(page, []).append((when, Folio(self._anon(space, vma), space, when)))
             self.index.setdefault(page, []).append(space)
+
+    @staticmethod
+    def _anon(space: Space, vma: Vma) -> AnonVma:
+        if vma.anon is None:
+            spaces.prepare(space, vma)
+        return vma.prepare()
 
     @staticmethod
     def _data(space: Space, page: int) -> None:
@@ -138,7 +144,7 @@ class Life:
 
     def mmap(self, event: Event) -> None:
         """A new VMA; its file is told by the number of the descriptor within a family of forks."""
-        tid, _, length, _, flags, fd, offset, ret = event[1:]
+        tid, _, length, protection, flags, fd, offset, ret = event[1:]
         if not 0 < ret < 1 << 62:
             return
         space, start = self.space(tid), ret >> _PAGE
@@ -148,10 +154,11 @@ class Life:
             file = self.files.setdefault((space.fd_family, fd), File(sure=False))
         elif shared:
             file = File(sure=True)
-        vma = spaces.mmap(space, start, start + _pages(length), offset >> _PAGE, file)
-        vma.shared = shared
+        vma = Vma(space, start, start + _pages(length), offset >> _PAGE)
+        vma.shared, vma.flags = shared, protection | flags & spaces.MAP_FLAGS
+        vma = spaces.mmap(space, vma, file)
         if not self.faults and not shared:
-            vma.prepare()  # who maps memory writes to it, as a rule before it forks
+            spaces.prepare(space, vma)  # who maps memory writes to it, as a rule before it forks
 
     def munmap(self, event: Event) -> None:
         """Unmap, if the call succeeded."""
@@ -160,13 +167,14 @@ class Life:
             spaces.munmap(self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length), self.now)
 
     def mprotect(self, event: Event) -> None:
-        """Split where the protection changes inside a VMA."""
-        tid, start, length = event[1:4]
+        """Another protection, which splits VMAs and makes others one."""
+        tid, start, length, protection = event[1:5]
         if not event[-1]:
             space, page = self.space(tid), start >> _PAGE
             if space.at(page) is space.rest and page < space.data:
                 self._data(space, page)  # the dynamic linker, or static start-up code, closes the relocated part
-            spaces.split(space, page, page + _pages(length))
+            kept = ~spaces.PROTECTION
+            spaces.change(space, page, page + _pages(length), lambda flags: flags & kept | protection)
 
     def madvise(self, event: Event) -> None:
         """Split, zap or neither, by behaviour."""
@@ -177,10 +185,7 @@ class Life:
         if behaviour in spaces.ZAPS:
             spaces.zap(space, first, end, self.now)
         elif behaviour in spaces.CHANGES_FLAGS:
-            spaces.split(space, first, end)
-            if behaviour in (spaces.DONTFORK, spaces.DOFORK):
-                for vma in space.overlapping(first, end):
-                    vma.copied = behaviour == spaces.DOFORK
+            spaces.change(space, first, end, lambda flags: spaces.advised(flags, behaviour))
 
     def mremap(self, event: Event) -> None:
         """Move or resize."""

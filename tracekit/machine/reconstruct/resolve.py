@@ -46,7 +46,7 @@ def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
         unsettled = _unsettled(walk, tree, visited, life)
         if not unsettled and life.changed >= walk.when:
             unsettled = "fork or exit under way"
-        why = unsettled or ("" if hits.sure else "which VMAs map it not seen")
+        why = unsettled or ("" if hits.sure else "which VMAs map it not seen") or _in_image(tree)
     return Resolved(visited, hits.member, why)
 
 
@@ -84,6 +84,7 @@ def resolve_remove(walk: Walk, life: Life) -> Resolved:
         why = "which VMAs hold entries not seen"
     if not why and not source.sure:
         why = "its try walk is not certain"
+    why = why or _in_image(walk.members)
     return Resolved(members, hits.member, why)
 
 
@@ -107,6 +108,11 @@ def _prove(hit: Iterable[Vma], *, sure: bool) -> None:
     for vma in hit if sure else ():
         if vma.space.born == EVERYWHERE:
             vma.space.linked = max(vma.space.linked, vma.end)
+
+
+def _in_image(tree: list[Vma]) -> str:
+    """Whether their order is open: a heap that grows goes last among its relatives, and no event shows that."""
+    return "brk not recorded" if len(tree) > 1 and any(vma is vma.space.rest for vma in tree) else ""
 
 
 def _unsettled(walk: Walk, tree: list[Vma], visited: list[Vma], life: Life) -> str:

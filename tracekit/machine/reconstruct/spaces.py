@@ -1,14 +1,22 @@
 """What the system calls and process events do to address spaces: exec, fork, exit, mmap, munmap, mprotect, mremap."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 
 from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
 
+PROTECTION = 0xF
+MAP_FLAGS = 0x2_6100  # STACK, NORESERVE, LOCKED, GROWSDOWN: those of mmap that become flags of the VMA
 MAP_TYPE, MAP_SHARED, MAP_ANONYMOUS = 0xF, (0x1, 0x3), 0x20
 # madvise behaviours (uapi/asm-generic/mman-common.h) that change a VMA's flags and so may split it
 CHANGES_FLAGS = frozenset((0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19))
-DONTFORK, DOFORK = 10, 11
 ZAPS = frozenset((4, 9, 24))  # MADV_DONTNEED, MADV_REMOVE, MADV_DONTNEED_LOCKED
+_ADVICE = 20  # bits from here on are of madvise
+# behaviour → bits that it clears, bits that it sets: NORMAL RANDOM SEQUENTIAL, (DONT|DO)FORK, (UN)MERGEABLE,
+# (NO)HUGEPAGE, (DONT|DO)DUMP, (WIPE|KEEP)ONFORK
+_BITS = {0: (3, 0), 1: (3, 1), 2: (3, 2), 10: (4, 4), 11: (4, 0), 12: (8, 8), 13: (8, 0), 14: (48, 16), 15: (48, 32)}
+_BITS |= {16: (64, 64), 17: (64, 0), 18: (128, 128), 19: (128, 0)}
+NOT_COPIED = 4 << _ADVICE
 _FEW = 64  # pages that a zap notes one by one
 
 
@@ -26,7 +34,7 @@ def fork(parent: Space, now: int) -> Space:
     child = Space(parent, now)
     parent.forked = now
     for vma in parent.all_vmas():
-        if not vma.copied:
+        if vma.flags & NOT_COPIED:
             continue
         new = vma.like(child, vma.start, vma.end)
         new.fork_chain(vma)
@@ -49,15 +57,77 @@ def unlink(space: Space) -> None:
     space.vmas, space.starts, space.maps, space.rest = [], [], [], None
 
 
-def mmap(space: Space, start: int, end: int, pgoff: int, file: File | None) -> Vma:
-    """Map start..end anew, over whatever was there."""
-    munmap(space, start, end, now=-1)
-    vma = Vma(space, start, end, start if file is None else pgoff)
-    vma.file = file
-    if file is not None:
+def mmap(space: Space, vma: Vma, file: File | None) -> Vma:
+    """Map ``vma``, anew, over whatever was there; returns the VMA that it became part of, or itself."""
+    munmap(space, vma.start, vma.end, now=-1)
+    if file is None:
+        vma.pgoff = vma.start
+    else:
+        vma.file = file
         file.tree.add(vma)
     space.add(vma)
-    return vma
+    return merge(space, vma)
+
+
+def prepare(space: Space, vma: Vma) -> None:
+    """__anon_vma_prepare(): of a neighbour that may become one with it some day, else a new one."""
+    if vma.anon is None:
+        for one in reversed(_neighbours(space, vma)):
+            if one is not None and _alike(one, vma, protection=False) and len(one.chain) == 1:
+                vma.clone_chain(one)
+                return
+        vma.prepare()
+
+
+def merge(space: Space, vma: Vma) -> Vma:
+    """vma_merge(): make it one with neighbours of the same kind; what remains goes last among equals in its trees."""
+    before, behind = (one if _joins(one, vma) else None for one in _neighbours(space, vma))
+    if before is not None and behind is not None and before.anon and behind.anon and before.anon is not behind.anon:
+        behind = None
+    if before is None and behind is None:
+        return vma
+    gone = [vma] if before is None or behind is None else [vma, behind]
+    stays = before or behind
+    assert stays is not None
+    start, end = min(stays.start, vma.start), max(stays.end, gone[-1].end)
+    for one in (*gone, stays):
+        i = bisect_right(space.starts, one.start) - 1
+        del space.vmas[i], space.starts[i]
+    if stays.anon is None:
+        stays.clone_chain(next((one for one in gone if one.anon is not None), stays))
+    stays.pgoff -= stays.start - start
+    stays.start, stays.end = start, end
+    for one in gone:
+        one.unlink()
+    stays.reinsert()
+    space.add(stays)
+    return stays
+
+
+def _neighbours(space: Space, vma: Vma) -> tuple[Vma | None, Vma | None]:
+    i = bisect_right(space.starts, vma.start) - 1
+    before = space.vmas[i - 1] if i > 0 else None
+    return before, space.vmas[i + 1] if i + 1 < len(space.vmas) else None
+
+
+def _joins(one: Vma | None, vma: Vma) -> bool:
+    """is_mergeable_vma() and is_mergeable_anon_vma(): a fork's child shares no anon_vma with what has none."""
+    if one is None or not _alike(one, vma):
+        return False
+    if one.anon is None or vma.anon is None:
+        return len(one.chain) + len(vma.chain) <= 1
+    return one.anon is vma.anon
+
+
+def _alike(one: Vma, vma: Vma, *, protection: bool = True) -> bool:
+    low, high = sorted((one, vma), key=lambda each: each.start)
+    same = 0 if protection else PROTECTION
+    return (
+        low.end == high.start
+        and low.pgoff + low.end - low.start == high.pgoff
+        and (low.file, low.shared) == (high.file, high.shared)
+        and low.flags | same == high.flags | same
+    )
 
 
 def munmap(space: Space, start: int, end: int, now: int) -> None:
@@ -81,8 +151,26 @@ def _add_hole(holes: list[int], start: int, end: int) -> None:
     holes[i:j] = [start] * (not i & 1) + [end] * (not j & 1)
 
 
+def change(space: Space, start: int, end: int, flags: Callable[[int], int]) -> None:
+    """vma_modify_flags(): new ``flags`` for start..end, which splits VMAs and makes others one."""
+    for old in space.overlapping(start, end):
+        if flags(old.flags) == old.flags:
+            continue
+        low = max(start, old.start)
+        split(space, low, min(end, old.end))
+        for vma in space.overlapping(low, low + 1):
+            vma.flags = flags(vma.flags)
+            merge(space, vma)
+
+
+def advised(flags: int, behaviour: int) -> int:
+    """Flags with those that a madvise behaviour sets or clears."""
+    clear, bit = _BITS[behaviour]
+    return flags & ~(clear << _ADVICE) | bit << _ADVICE
+
+
 def split(space: Space, start: int, end: int) -> None:
-    """Cut VMAs at start and at end where these lie inside: vma_modify_flags(). All parts go last among equals."""
+    """Cut VMAs at start and at end where these lie inside: __split_vma(). All parts go last among equals."""
     for vma in space.overlapping(start, end):
         if start <= vma.start and vma.end <= end:
             continue
@@ -135,6 +223,7 @@ def mremap(space: Space, old: range, new: range, now: int) -> None:
         munmap(space, vma.start, vma.end, now)
         moved.end += new_pages - old_pages
         space.add(moved)
+        merge(space, moved)
 
 
 def zap(space: Space, start: int, end: int, now: int) -> None:

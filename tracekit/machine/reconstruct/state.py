@@ -55,14 +55,15 @@ class Vma:
         chain: the anon_vmas in whose trees it is, its own included (anon_vma_chain).
         holes: where something else is mapped over it or nothing any more: start, end, start, …, in order.
         known: whether the trace shows how it came to be.
+        flags: protection and advice, as far as neighbours must have the same to become one with it.
     """
 
     __slots__ = (
         "anon",
         "chain",
-        "copied",
         "end",
         "file",
+        "flags",
         "holes",
         "known",
         "number",
@@ -79,11 +80,11 @@ class Vma:
         self.space, self.start, self.end, self.pgoff = space, start, end, pgoff
         self.file: File | None = None
         self.shared = False
+        self.flags = 0
         self.anon: AnonVma | None = None
         self.chain: list[AnonVma] = []
         self.holes: list[int] = []
         self.known = True
-        self.copied = True  # by fork: MADV_DONTFORK
 
     def covers(self, first: int, last: int) -> bool:
         """Whether page offsets first..last overlap it."""
@@ -100,6 +101,7 @@ class Vma:
         """Make another with this one's properties, in no tree yet."""
         new = Vma(space, start, end, self.pgoff + start - self.start)
         new.file, new.shared, new.known, new.holes = self.file, self.shared, self.known, list(self.holes)
+        new.flags = self.flags
         return new
 
     def prepare(self) -> AnonVma:
