@@ -40,10 +40,11 @@ class Probe(NamedTuple):
     btf: str = ""
     registers: str = ""
 
-    def definition(self, function: str, *, btf: bool) -> str:
-        """The line for ``kprobe_events``."""
-        kind = "r" if self.name.endswith("_ret") else "p"
-        return f"{kind}:kprobes/{self.name} {function} {self.btf if btf else self.registers}".rstrip()
+    def definitions(self, function: str, *, btf: bool) -> list[str]:
+        """Lines for ``kprobe_events``, the best first: a name of an argument may be another in this kernel."""
+        head = f"{'r' if self.name.endswith('_ret') else 'p'}:kprobes/{self.name} {function}"
+        arguments = dict.fromkeys((self.btf, self.registers) if btf else (self.registers,))
+        return [f"{head} {one}".rstrip() for one in arguments]
 
 
 _VISIT = "folio=$arg1:x64 vma=$arg2:x64 addr=$arg3:x64 mm=+16($arg2):x64"  # vm_mm follows vm_start and vm_end

@@ -103,11 +103,13 @@ def _plan(profile: str, out: Path | None, recorder: str | None) -> tuple[systems
 def _program(program: Sequence[str], seconds: float | None) -> list[str]:
     if program and seconds is not None:
         raise UsageError("either a command or --seconds, not both")
+    if program and shutil.which(program[0]) is None:
+        raise UsageError(f"{program[0]}: there is no such program")
     return list(program) or ["sleep", _FOR_EVER if seconds is None else f"{seconds:g}"]
 
 
 @contextlib.contextmanager
-def _probes(definitions: Sequence[str], tracefs: Path) -> Iterator[None]:
+def _probes(probes: Sequence[Sequence[str]], tracefs: Path) -> Iterator[None]:
     """Define kprobes, and take them away again.
 
     Raises:
@@ -116,25 +118,31 @@ def _probes(definitions: Sequence[str], tracefs: Path) -> Iterator[None]:
     file = tracefs / "kprobe_events"
     made: list[str] = []
     try:
-        for definition in definitions:
-            name = definition.split()[0].partition(":")[2]
+        for definitions in probes:
+            name = plans.name_of(definitions[0])
             if (tracefs / "events" / name).exists():
                 raise UsageError(f"there is a probe {name} already; take it away with: echo -:{name} >> {file}")
-            try:
-                _append(file, definition)
-            except OSError as error:
-                raise UsageError(f"the kernel does not take the probe {definition!r}: {error.strerror}") from error
+            if not any(_append(file, definition) for definition in definitions):
+                raise UsageError(f"the kernel does not take the probe {definitions[0]!r}; see {tracefs}/error_log")
             made.append(name)
         yield
     finally:
         for name in made:
-            with contextlib.suppress(OSError):
-                _append(file, f"-:{name}")
+            _append(file, f"-:{name}")
 
 
-def _append(file: Path, line: str) -> None:
-    with file.open("a") as events:
-        events.write(line + "\n")
+def _append(file: Path, line: str) -> bool:
+    """Whether the kernel took ``line``. Not by open(): that seeks to the end, which tracefs refuses."""
+    try:
+        events = os.open(file, os.O_WRONLY | os.O_APPEND)
+    except OSError:
+        return False
+    try:
+        return os.write(events, f"{line}\n".encode()) > 0
+    except OSError:
+        return False
+    finally:
+        os.close(events)
 
 
 def _run(command: Sequence[str], program: Sequence[str], made: Path, *, take: bool) -> int | None:

@@ -15,21 +15,27 @@ BUFFER_KB = 16384  # per CPU: what the shared captures were recorded with, none 
 class Plan(NamedTuple):
     """Attributes.
 
-    probes: lines for ``kprobe_events``; they are taken away again afterwards.
+    probes: of each, lines for ``kprobe_events``, of which the first that the kernel takes will do; they are taken away
+        again afterwards.
     command: of the recorder, without the program that it is to run.
     left_out: events and functions of the profile that this kernel does not have.
     """
 
-    probes: list[str]
+    probes: list[list[str]]
     command: list[str]
     left_out: list[str]
 
     def shell(self, program: Sequence[str], tracefs: Path) -> str:
         """The same by hand, as root."""
-        lines = [f"echo {shlex.quote(probe)} >> {tracefs}/kprobe_events" for probe in self.probes]
-        lines.append(shlex.join([*self.command, *program]))
-        names = [probe.split()[0].partition(":")[2] for probe in self.probes]
-        return "\n".join([*lines, *(f"echo {shlex.quote('-:' + name)} >> {tracefs}/kprobe_events" for name in names)])
+        file = f">> {tracefs}/kprobe_events"
+        define = [" || ".join(f"echo {shlex.quote(line)} {file}" for line in lines) for lines in self.probes]
+        remove = [f"echo -:{name_of(lines[0])} {file}" for lines in self.probes]
+        return "\n".join([*define, shlex.join([*self.command, *program]), *remove])
+
+
+def name_of(definition: str) -> str:
+    """``group/name`` of a line for ``kprobe_events``."""
+    return definition.split(maxsplit=1)[0].partition(":")[2]
 
 
 def make(system: System, profile: str, out: Path, recorder: str | None = None) -> Plan:
@@ -44,11 +50,11 @@ def make(system: System, profile: str, out: Path, recorder: str | None = None) -
         raise UsageError(f"cannot record the profile {profile} here: {'; '.join(found)}")
     here = [event for event in EVENTS if system.has_event(event)]
     left_out = [event for event in EVENTS if event not in here]
-    probes: list[str] = []
+    probes: list[list[str]] = []
     if profile == "rmap":
         functions = system.functions()
         known = [probe for probe in PROBES if probe.function in functions]
-        probes = [probe.definition(functions[probe.function], btf=system.btf) for probe in known]
+        probes = [probe.definitions(functions[probe.function], btf=system.btf) for probe in known]
         here += [f"kprobes:{probe.name}" for probe in known]
         left_out += sorted({probe.function for probe in PROBES if probe not in known})
     return Plan(probes, _command(chosen, profile, here, out), left_out)

@@ -17,6 +17,7 @@ import numpy as np
 from tracekit.record.pageflags import PageFlags
 from tracekit.snapshot import SCHEMA, TASKS, VMAS
 
+PROC = Path("/proc")
 MOST_PAGES = 1 << 22  # of a VMA: 16 GiB of 4-KiB pages take 32 MiB of pagemap; what is larger is not counted
 _PRESENT, _SWAPPED, _FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))  # Documentation/admin-guide/mm/pagemap.rst
 _PFN = np.uint64((1 << 55) - 1)
@@ -38,14 +39,14 @@ class _Counts(NamedTuple):
     ksm: int | None = None
 
 
-def take(proc: Path = Path("/proc")) -> dict[str, Any]:
+def take() -> dict[str, Any]:
     """The snapshot as a JSON document."""
     begin_ns, of_frames = time.monotonic_ns(), PageFlags()
     tasks: _Columns = {name: [] for name in TASKS}
     vmas: _Columns = {name: [] for name in VMAS}
-    for pid in sorted(int(path.name) for path in proc.iterdir() if path.name.isdigit()):
+    for pid in sorted(int(path.name) for path in PROC.iterdir() if path.name.isdigit()):
         try:
-            _add(proc / str(pid), tasks, vmas, of_frames)
+            _add(PROC / str(pid), tasks, vmas, of_frames)
         except (OSError, ValueError):  # it ended meanwhile, or is not ours to look at
             continue
     of_frames.close()
