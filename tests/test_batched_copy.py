@@ -102,7 +102,7 @@ def sizes(result, spec):
     at = (result.operations["op"] == "folio.copy").to_numpy()
     pages = (result.operations["bytes"].to_numpy()[at] / 4096).astype(int)
     batches = {}
-    for batch, size in zip(judgement.batches.of_row[at].tolist(), pages.tolist(), strict=True):
+    for batch, size in zip(judgement.batches.batch.tolist(), pages.tolist(), strict=True):
         batches.setdefault(batch, []).append(size)
     return list(batches.values())
 

@@ -241,8 +241,7 @@ class _Same:
 
 def _all(replay: Replay, batches: Batches) -> tuple[_Times, Ints, Floats]:
     """Of every copy: its times, its batch under the policy (-1: none), and float64[3, n], its speed-up."""
-    at = (replay.operations["op"] == "folio.copy").to_numpy()
-    return _measure(_Same(replay, batches)), batches.of_row[at], batches.speedup[:, at]
+    return _measure(_Same(replay, batches)), batches.batch, batches.speedup
 
 
 @lru_cache(maxsize=1)
@@ -251,7 +250,7 @@ def _measure(same: _Same) -> _Times:
     rows, walks = replay.rows, replay.walks
     kind, task, source = (rows[name].to_numpy() for name in ("kind", "task", "source"))
     at = np.flatnonzero(kind == Kind.COPY)
-    batch = same.traced[(replay.operations["op"] == "folio.copy").to_numpy()]
+    batch = same.traced
     clock = np.stack([rows["time_ns"].to_numpy(), *(np.cumsum(source == s) - (source == s) for s in _SOURCES)])
 
     def between(start: Ints, end: Ints, good: Bools) -> Floats:

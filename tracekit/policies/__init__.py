@@ -20,17 +20,19 @@ Floats = npt.NDArray[np.float64]
 class Batches(NamedTuple):
     """Folios whose contents are copied together; times follow from the trace's own (``blocking``).
 
+    Arrays have a place for each folio.copy of the table, in its order.
+
     Attributes:
-        of_row: int64[n_ops], at each folio.copy the number of its batch; -1: copied alone, as traced, and elsewhere.
-        traced: int64[n_ops], the same as the traced kernel moved them, all of them; -1 elsewhere.
-        speedup: float64[3, n_ops], low, best and high: time of a copy by one CPU / its share of the batch's copy.
+        batch: int64[n_copies], number of its batch; -1: copied alone, as traced.
+        traced: int64[n_copies], of the batch in which the traced kernel moved it.
+        speedup: float64[3, n_copies], low, best and high: time of a copy by one CPU / its share of the batch's copy.
         setup_ns: of one batch, the trace's clock; None: ``setup_copies``.
         setup_copies: low, best and high: setup of one batch / time in which one CPU copies 2 MiB.
         before_move: contents are copied before any metadata is moved, else after all of it.
         is_free: a folio's place in its batch costs nothing: of a bound.
     """
 
-    of_row: Ints
+    batch: Ints
     traced: Ints
     speedup: Floats
     setup_ns: float | None

@@ -46,14 +46,11 @@ def find_copies(ops: pl.DataFrame) -> Copies:
     after_copy[1:] = is_copy[:-1]
     batch = np.cumsum((np.diff(run, prepend=-1) != 0) | (after_copy & ~is_copy))
     row = at[is_copy]
-    restores = pl.col("op").is_in(["remove_migration_ptes.vma_visit", "migration_entry.restore"])
-    # a copy's walk follows it
-    order = ops.select(pl.coalesce("order", pl.when(restores).then("order").fill_null(strategy="backward")))[row]
-    size, order = ops["bytes"][row].fill_null(0).to_numpy(), order.to_series().fill_null(0).to_numpy()
+    size, order = ops["bytes"].gather(row).fill_null(0).to_numpy(), _orders(ops, row)
     batch, run = _dense(batch[is_copy]), _dense(run[is_copy])
     alone = len(row) == 0 or np.bincount(batch).max() == 1
     several = len(row) > 0 and np.bincount(run).max() > 1
-    return Copies(row, run, batch, np.left_shift(1, order.astype(np.int64)), size, bool(alone and several))
+    return Copies(row, run, batch, np.left_shift(1, order), size, bool(alone and several))
 
 
 def cut(copies: Copies, pages: int, *, including: bool) -> Ints:
@@ -85,9 +82,20 @@ def cut(copies: Copies, pages: int, *, including: bool) -> Ints:
 
 def _runs(ops: pl.DataFrame, at: Ints) -> Ints:
     """int64[n]: counts on with the task and with the call."""
-    of = ops.select(pl.col("task", "call").fill_null(-1))[at]
-    changes = of.select((pl.col("task").diff() != 0) | (pl.col("call").diff() != 0)).to_series()
-    return changes.fill_null(value=False).cast(pl.Int64).cum_sum().to_numpy()
+    task, call = (ops[name].gather(at).fill_null(-1).to_numpy() for name in ("task", "call"))
+    changes = (np.diff(task, prepend=task[:1]) != 0) | (np.diff(call, prepend=call[:1]) != 0)
+    return np.cumsum(changes)
+
+
+def _orders(ops: pl.DataFrame, row: Ints) -> Ints:
+    """int64[n]: order of the folio copied in each ``row``: that of the next walk, which restores its entries."""
+    walks = np.flatnonzero((ops["op"] == "remove_migration_ptes.vma_visit").to_numpy())
+    if not len(walks):
+        walks = np.flatnonzero((ops["op"] == "migration_entry.restore").to_numpy())
+    if not len(walks):
+        return np.zeros(len(row), dtype=np.int64)
+    following = walks[np.minimum(np.searchsorted(walks, row), len(walks) - 1)]
+    return ops["order"].gather(following).fill_null(0).cast(pl.Int64).to_numpy()
 
 
 def _dense(numbers: Ints) -> Ints:

@@ -4,44 +4,55 @@ include/asm-generic/tlb.h, mm/mmu_gather.c: 8 slots of its own, then up to 19 pa
 slot. New rule, 6.9: at the last but one, for a range of pages takes two (MODEL.md A.0).
 """
 
-import polars as pl
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracekit.policies import Ints
 
 BUNDLES = (8, *(19 * [510]))
 OLD_CAPACITY = sum(BUNDLES)  # pages
 
 
-def fills(zaps: pl.DataFrame, *, by_range: bool) -> pl.DataFrame:
+class Full(NamedTuple):
+    """Where the mmu_gather is full: index of the removal that fills it, and how many slots of it were taken by then."""
+
+    index: Ints
+    offset: Ints
+
+
+def fills(seq: Ints, slots: Ints, *, by_range: bool) -> Full:
     """Where the mmu_gather is full.
 
     Args:
-        zaps: row, seq (of one mmu_gather), slots (of ``by_range``: 2 for a range, else one per page), in order.
+        seq: int64[n], which mmu_gather each removal hands its pages to; ascending.
+        slots: int64[n], how many each takes; ``by_range``: 2 for a range, else one per page.
         by_range: the new rule.
-
-    Returns:
-        row (that fills it), offset (slots of that row up to then).
     """
+    total = np.cumsum(slots)
+    first = np.flatnonzero(np.diff(seq, prepend=-1))
+    base = np.repeat(np.append(0, total[first[1:] - 1])[: len(first)], np.diff(np.append(first, len(seq))))
     if by_range:
-        return _by_range(zaps)
-    total = pl.col("slots").cum_sum().over("seq")
-    return (
-        zaps.with_columns(total=total, before=total - pl.col("slots"))
-        .filter(pl.col("total") // OLD_CAPACITY > pl.col("before") // OLD_CAPACITY)
-        .select("row", offset=(pl.col("before") // OLD_CAPACITY + 1) * OLD_CAPACITY - pl.col("before"))
-    )
+        return _by_range(seq, slots, total - base)
+    after, before = (total - base) // OLD_CAPACITY, (total - base - slots) // OLD_CAPACITY
+    index = np.flatnonzero(after > before)
+    return Full(index, (before[index] + 1) * OLD_CAPACITY - (total - base - slots)[index])
 
 
-def _by_range(zaps: pl.DataFrame) -> pl.DataFrame:
+def _by_range(seq: Ints, slots: Ints, total: npt.NDArray[np.int64]) -> Full:
     """Slot by slot, for those few that come near to the end."""
     least = BUNDLES[0] - 1 + (len(BUNDLES) - 1) * (BUNDLES[1] - 1)
-    long = zaps.filter(pl.col("slots").sum().over("seq") >= least)
+    long = np.isin(seq, np.unique(seq[total >= least]))
     found, seq_before, bundle, used = [], None, 0, 0
-    for row, seq, slots in long.select("row", "seq", "slots").iter_rows():
-        if seq != seq_before:
-            seq_before, bundle, used = seq, 0, 0
-        used += slots
+    for index in np.flatnonzero(long):
+        if seq[index] != seq_before:
+            seq_before, bundle, used = seq[index], 0, 0
+        used += slots[index]
         if used >= BUNDLES[bundle] - 1:
             bundle, used = bundle + 1, 0
         if bundle == len(BUNDLES):
-            found.append((row, slots))
+            found.append(index)
             bundle = 0
-    return pl.DataFrame(found, schema={"row": pl.Int64, "offset": pl.Int64}, orient="row")
+    at = np.array(found, dtype=np.int64)
+    return Full(at, slots[at])

@@ -65,8 +65,6 @@ class BatchedCopy:
         if self.mode == "async":
             eligible &= ~_leftovers(copies)
         batch = np.where(eligible, self._cut(copies), -1)
-        of_row = np.full(len(ops), -1, dtype=np.int64)
-        of_row[copies.row] = batch
         executed = np.ones(len(ops), dtype=np.int64)
         executed[copies.row[eligible]] = 0
         first = _firsts(copies.row[eligible], batch[eligible])
@@ -82,7 +80,7 @@ class BatchedCopy:
             added,
             unsafe=unsafe,
             open={"copies_of_unknown_size": int((copies.bytes == 0).sum())},
-            batches=self._batches(copies, batch, of_row),
+            batches=self._batches(copies, batch),
         )
 
     def _cut(self, copies: Copies) -> Ints:
@@ -97,27 +95,23 @@ class BatchedCopy:
         attempts = np.zeros(len(ops), dtype=np.int64)
         if self.order != "after_metadata":
             return {}, attempts
-        failed = ops.with_row_index("row").filter(
-            (pl.col("op") == "remove_migration_ptes.vma_visit") & ~pl.col("moved") & (pl.col("position") == 0)
-        )
-        attempts[failed["row"].to_numpy()] = 1
+        first = (ops["op"] == "remove_migration_ptes.vma_visit") & (ops["position"] == 0)
+        attempts[(first & ~ops["moved"]).fill_null(value=False).to_numpy()] = 1
         return {"folios_counted_twice_as_migrated": copied}, attempts
 
-    def _batches(self, copies: Copies, batch: Ints, of_row: Ints) -> Batches:
+    def _batches(self, copies: Copies, batch: Ints) -> Batches:
         table = _speedup.load(self.speedup)
         lanes = (self.threads if self.engine == "cpu" else self.channels) or 4
         inside = batch >= 0
         folios = np.bincount(batch[inside]) if inside.any() else np.zeros(1, dtype=np.int64)
-        speedup = np.ones((3, len(of_row)))
+        speedup = np.ones((3, len(batch)))
         # one folio is copied by one of them
         lanes_used = np.minimum(lanes, folios[batch[inside]])
-        speedup[:, copies.row[inside]] = table.of(self.engine, copies.bytes[inside], lanes_used)
+        speedup[:, inside] = table.of(self.engine, copies.bytes[inside], lanes_used)
         # one CPU that copies, the caller's, needs nobody to hand over to
         alone = self.engine == "cpu" and lanes == 1
         setup = (0.0, 0.0, 0.0) if alone else table.setup_copies[self.engine]
-        traced = np.full(len(of_row), -1, dtype=np.int64)
-        traced[copies.row] = copies.batch
-        return Batches(of_row, traced, speedup, self.setup_ns, setup, self.order == "before_move")
+        return Batches(batch, copies.batch, speedup, self.setup_ns, setup, self.order == "before_move")
 
 
 def _leftovers(copies: Copies) -> npt.NDArray[np.bool_]:

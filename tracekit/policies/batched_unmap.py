@@ -53,9 +53,10 @@ class BatchedUnmap:
         judgement = judge(ops, taken, "try_to_unmap")
         left = taken.filter(pl.col("how") == NOT)
         if len(left):
-            pages = -left["nr_pages"]
-            judgement.amounts["rmap.remove_pages"] = judgement.amounts["pte.clear"] = at(ops, left["row"], pages)
-        pends = at(ops, taken["row"], -1) + judgement.executed * at(ops, taken["row"], 1)
+            kept = at(ops, left["row"].to_numpy(), -left["nr_pages"].to_numpy())
+            judgement.amounts["rmap.remove_pages"] = judgement.amounts["pte.clear"] = kept
+        own = at(ops, taken["row"].to_numpy(), 1)
+        pends = own * judgement.executed - own
         pends += judgement.added.get("rmap.remove", 0)
         if pends.any():
             judgement.amounts["tlb.pend"] = pends

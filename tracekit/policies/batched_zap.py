@@ -4,11 +4,13 @@ v1: Ryan Roberts, 2023-07-17, not merged. upstream: David Hildenbrand, 10ebac4f9
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
-from tracekit.policies import Judgement
+from tracekit.policies import Ints, Judgement
 from tracekit.policies._gather import fills
 from tracekit.policies._removals import AS_TRACED, ENQUEUE, MERGED, PAGES, at, judge, removals
 
@@ -36,21 +38,21 @@ class BatchedZap:
     def judge(self, ops: pl.DataFrame) -> Judgement:
         """Calls are spared where a run becomes one, added where one becomes many."""
         taken = removals(ops, "zap").with_columns(how=self._how())
-        gathers = _gathers(ops, taken)
-        by_range = self.rule == "upstream"
-        slots = gathers["merged_slots" if by_range else "pages"].alias("slots")
-        full = fills(gathers.with_columns(slots), by_range=by_range)
+        gathers = _gathers(ops)
+        merged = self.rule == "upstream"
+        slots = _merged_slots(gathers, taken) if merged else gathers.pages
+        full = fills(gathers.seq, slots, by_range=merged)
         if self.rule == "v1":
-            taken = _cut(taken, full)
+            taken = _cut(taken, gathers.row[full.index], full.offset)
         judgement = judge(ops, taken, "zap")
-        more = len(full) - _as_traced(gathers)
+        more = len(full.index) - _as_traced(gathers)
         if more > 0:
-            judgement.added["tlb.flush"] = at(ops, full["row"].tail(more), 1)
-        change = slots - gathers["traced_slots"]
-        if (change != 0).any():
-            judgement.amounts["gather.slot"] = at(ops, gathers["row"], change)
-        unsure = taken.filter((pl.col("how") == MERGED) & pl.col("addr").is_null() & pl.col("run").is_duplicated())
-        judgement.open["runs_that_may_cross_a_page_table"] = unsure["run"].n_unique()
+            judgement.added["tlb.flush"] = at(ops, gathers.row[full.index][-more:], 1)
+        change = slots - np.minimum(gathers.pages, 2)
+        if change.any():
+            judgement.amounts["gather.slot"] = at(ops, gathers.row, change)
+        unsure = taken.filter((pl.col("how") == MERGED) & pl.col("addr").is_null())["run"].to_numpy()
+        judgement.open["runs_that_may_cross_a_page_table"] = _several(unsure)
         return judgement
 
     def _how(self) -> pl.Expr:
@@ -62,51 +64,81 @@ class BatchedZap:
         return pl.when(has).then(AS_TRACED).otherwise(MERGED)
 
 
-def _gathers(ops: pl.DataFrame, taken: pl.DataFrame) -> pl.DataFrame:
-    """What zap hands to each mmu_gather: row, seq, batched, and slots: pages, traced_slots, merged_slots.
+class Gathers(NamedTuple):
+    """What zap hands to each mmu_gather, removal by removal; a PMD is handed over as one page.
 
-    A system call has one; outside of any, a task's zaps are taken for one.
+    Attributes:
+        row: int64[n].
+        seq: int64[n], of which mmu_gather: a system call has one; outside of any, a task's zaps are taken for one.
+        pages: int64[n].
+        batched: bool[n], whether the traced kernel batches.
     """
+
+    row: Ints
+    seq: Ints
+    pages: Ints
+    batched: npt.NDArray[np.bool_]
+
+
+def _gathers(ops: pl.DataFrame) -> Gathers:
     zaps = (
         ops.lazy()
         .select("op", "phase", "task", "call", "nr_pages", "run", "batched")
         .with_row_index("row")
         .filter((pl.col("op") == "rmap.remove") & (pl.col("phase") == "zap"))
-        .with_columns(
+        .select(
             pl.col("row").cast(pl.Int64),
-            pages=pl.when(pl.col("run").is_null()).then(1).otherwise("nr_pages"),  # a PMD is handed over as one page
-            seq=pl.struct("task", "call").rle_id(),
+            pages=pl.when(pl.col("run").is_null()).then(1).otherwise("nr_pages"),
+            batched=pl.col("batched").fill_null(value=False),
+            task=pl.col("task").fill_null(-1),
+            call=pl.col("call").fill_null(-1),
         )
         .collect()
     )
-    merged = (
-        taken.filter(pl.col("how") == MERGED).group_by("run").agg(pl.col("row").first(), n=pl.col("nr_pages").sum())
-    )
-    inside = taken.filter(pl.col("how") == MERGED)["row"]
-    return zaps.join(merged.select("row", "n"), on="row", how="left", maintain_order="left").with_columns(
-        traced_slots=pl.min_horizontal("pages", 2),
-        merged_slots=pl.when(pl.col("row").is_in(inside.implode()))
-        .then(pl.when(pl.col("n").is_null()).then(0).otherwise(pl.min_horizontal("n", 2)))
-        .otherwise(pl.min_horizontal("pages", 2)),
-    )
+    task, call = zaps["task"].to_numpy(), zaps["call"].to_numpy()
+    begins = np.ones(len(zaps), dtype=bool)
+    begins[1:] = (task[1:] != task[:-1]) | (call[1:] != call[:-1])
+    return Gathers(zaps["row"].to_numpy(), np.cumsum(begins), zaps["pages"].to_numpy(), zaps["batched"].to_numpy())
 
 
-def _as_traced(gathers: pl.DataFrame) -> int:
+def _merged_slots(gathers: Gathers, taken: pl.DataFrame) -> Ints:
+    """int64[n]: two slots for a range, one for a page; the first removal of a run takes them for all of it."""
+    slots = np.minimum(gathers.pages, 2)
+    merged = taken.filter(pl.col("how") == MERGED)
+    place = np.searchsorted(gathers.row, merged["row"].to_numpy())
+    run = merged["run"].to_numpy()
+    first = np.diff(run, prepend=-1) != 0
+    slots[place[~first]] = 0
+    slots[place[first][np.bincount(np.cumsum(first) - 1) > 1]] = 2
+    return slots
+
+
+def _as_traced(gathers: Gathers) -> int:
     """How often the traced kernel's mmu_gather was full."""
-    has = pl.col("batched").fill_null(value=False)
-    new = fills(gathers.filter(has).with_columns(slots="traced_slots"), by_range=True)
-    return len(new) + len(fills(gathers.filter(~has).with_columns(slots="pages"), by_range=False))
+    has = gathers.batched
+    new = fills(gathers.seq[has], np.minimum(gathers.pages, 2)[has], by_range=True)
+    return len(new.index) + len(fills(gathers.seq[~has], gathers.pages[~has], by_range=False).index)
 
 
-def _cut(taken: pl.DataFrame, full: pl.DataFrame) -> pl.DataFrame:
-    """``taken`` with the runs cut where the mmu_gather is full; ``cuts``: how often within the row."""
-    cuts = taken.select("row", "nr_pages").join(full, on="row", how="left", maintain_order="left")
-    inside = ((cuts["offset"] > 0) & (cuts["offset"] < cuts["nr_pages"])).fill_null(value=False)
-    at_end = (cuts["offset"] == cuts["nr_pages"]).fill_null(value=False)
-    parts = at_end.cast(pl.Int64).cum_sum().shift(1, fill_value=0)
-    return taken.with_columns(
-        run=pl.struct(pl.col("run"), parts.alias("part")).rle_id().cast(pl.Int64), cuts=inside.cast(pl.Int64)
-    )
+def _cut(taken: pl.DataFrame, row: Ints, offset: Ints) -> pl.DataFrame:
+    """``taken`` with the runs cut where the mmu_gather is full: in a removal of several pages (``cuts``), or after."""
+    place = np.searchsorted(taken["row"].to_numpy(), row)
+    ours = (place < len(taken)) & (taken["row"].to_numpy()[np.minimum(place, len(taken) - 1)] == row)
+    place, offset = place[ours], offset[ours]
+    inside = offset < taken["nr_pages"].to_numpy()[place]
+    cuts, parts = np.zeros(len(taken), np.int64), np.zeros(len(taken) + 1, np.int64)
+    cuts[place[inside]] = 1
+    parts[place[~inside] + 1] = 1
+    run = taken["run"].to_numpy()
+    begins = (np.diff(run, prepend=-1) != 0) | (parts[:-1] > 0)
+    return taken.with_columns(run=pl.Series(np.cumsum(begins)), cuts=pl.Series(cuts))
+
+
+def _several(run: Ints) -> int:
+    """How many of the runs have more than one removal; ``run`` holds those of one run together."""
+    if not len(run):
+        return 0
+    return int((np.diff(np.append(np.flatnonzero(np.diff(run, prepend=-1)), len(run))) > 1).sum())
 
 
 POLICY = BatchedZap

@@ -45,12 +45,12 @@ class UpperBound:
         )
         executed = ops.select((~spared.fill_null(value=False)).cast(pl.Int64)).to_series().to_numpy().copy()
         executed[copies.row] = 0
-        batch = np.full(len(ops), -1, dtype=np.int64)
-        batch[copies.row] = copies.batch
-        in_no_time = np.full((3, len(ops)), np.inf)
+        in_no_time = np.full((3, len(copies.row)), np.inf)
         return Judgement(
             executed,
-            batches=Batches(batch, batch, in_no_time, 0.0, (0.0, 0.0, 0.0), before_move=True, is_free=True),
+            batches=Batches(
+                copies.batch, copies.batch, in_no_time, 0.0, (0.0, 0.0, 0.0), before_move=True, is_free=True
+            ),
         )
 
 
