@@ -27,7 +27,7 @@ LAYERS = (
     "policies",
     "costs",
     "blocking",
-    "predict",
+    "predict exposure",
     "summary",
     "reports",
     "result",

@@ -7,6 +7,7 @@ import polars as pl
 
 from tracekit import blocking, recording
 from tracekit.costs import CostModel
+from tracekit.exposure import exposure
 from tracekit.machine import operations, selfcheck
 from tracekit.machine.replay import Replay
 from tracekit.policies import Chosen, Judgement
@@ -122,6 +123,7 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         "unsafe": judgement.unsafe,
         "losses": judgement.losses,
         "open": judgement.open,
+        "exposed": exposure(replay, judgement),
         "blocking": _blocking(replay, judgement, costs),
     }
 

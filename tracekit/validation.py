@@ -173,8 +173,8 @@ def _class_lines(rows: list[Row]) -> list[str]:
 def _numbers(overall: dict[str, Any]) -> str:
     if not overall["predicted"]:
         return f"{0:>4} of {overall['asked']:<2}"
-    median, worst, width = (overall[key] for key in ("median_error", "worst_error", "median_width"))
-    return f"{overall['predicted']:>4} of {overall['asked']:<2} {median:7.1f} {worst:6.1f} {overall['covered']:8} {width:6.1f}"
+    median, worst, width, covered = (overall[key] for key in ("median_error", "worst_error", "median_width", "covered"))
+    return f"{overall['predicted']:>4} of {overall['asked']:<2} {median:7.1f} {worst:6.1f} {covered:8} {width:6.1f}"
 
 
 def _classes(rows: list[Row]) -> dict[tuple[str, str, str, str], list[Row]]:

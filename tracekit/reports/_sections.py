@@ -71,13 +71,16 @@ def _harm(policies: list[dict[str, Any]]) -> list[Section]:
     rows = [
         [policy["spec"], kind, name, f"{count:,}"]
         for policy in policies
-        for kind in ("unsafe", "losses", "open")
+        for kind in ("unsafe", "losses", "open", "exposed")
         for name, count in policy[kind].items()
         if count
     ]
     if not rows:
         return []
-    text = ["unsafe: would be a kernel bug. losses: no longer achieved. open: the trace cannot tell, at most so many."]
+    text = [
+        "unsafe: would be a kernel bug. losses: no longer achieved. open: the trace cannot tell, at most so many.",
+        "exposed: changed, with effects that no price covers: lock contention, IPIs, work that comes later.",
+    ]
     return [Section("Harm", text, ["policy", "kind", "what", "count"], rows)]
 
 
