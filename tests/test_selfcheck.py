@@ -55,6 +55,8 @@ def test_what_the_captures_show_is_what_the_machine_says(name: str, ingested: Ca
         ("7.2/pinned-vmsplice.perf", "perf.data", 337 + 48, "migrate_pages.pages"),
         ("7.2/compact.perf", "perf.data", 64, "migrate_pages.bound"),
         ("7.2/numab.perf", "perf.data", 1039, "migrate_pages.pages"),
+        # the task's first walk stands before any record of the timeline that says where it was
+        ("6.12/lazyfree64-redirty.perf", "perf.data", 390, "migration_entry.fate"),
     ],
 )
 def test_pages_moved(name: str, file: str, pages: int, moved: str, tmp_path: Path) -> None:

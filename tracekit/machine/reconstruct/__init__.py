@@ -133,9 +133,9 @@ def _identify(life: Life, marks: pl.DataFrame) -> Identify:
 
 
 def _merge(rows: pl.DataFrame, made: Made) -> pl.DataFrame:
-    """The timeline with the made rows in their places; time, task and CPU are those of the row they stand at."""
+    """The timeline with the made rows in their places; time, task, CPU and stretch are of the row they stand at."""
     new = made.frame()
-    beside = rows.select("task", "time_ns", "cpu", "comm")[new["row"].to_numpy()]
+    beside = rows.select("task", "time_ns", "cpu", "comm", "stretch")[new["row"].to_numpy()]
     new = new.hstack(beside).with_columns(
         source=pl.lit(int(Source.RECONSTRUCTED), pl.UInt8),
         certainty=pl.when("sure").then(pl.lit("reconstructed")).otherwise(pl.lit("inferred")),
