@@ -181,7 +181,8 @@ def test_harm_is_shown(replayed: Callable[..., Any]) -> None:
     """forkmig-copied: the counter as posted leaves entries behind that fork copied."""
     document = replayed("forkmig-copied").document
     posted = document["policies"][-1]
-    found = {(kind, what): n for kind in ("unsafe", "losses", "open", "exposed") for what, n in posted[kind].items() if n}
+    kinds = ("unsafe", "losses", "open", "exposed")
+    found = {(kind, what): n for kind in kinds for what, n in posted[kind].items() if n}
     assert found, "this capture was made for it"
     rows = {
         (kind, what): number(n)

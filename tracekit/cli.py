@@ -44,7 +44,11 @@ PolicyOption = Annotated[
 ]
 CostsOption = Annotated[
     list[Path] | None,
-    typer.Option("--costs", metavar="TRACE", help="Take prices from this trace of the same machine, too; repeatable."),
+    typer.Option(
+        "--costs",
+        metavar="TRACE|TOML",
+        help="Take prices from this trace of the same machine, or this cost table, too; repeatable.",
+    ),
 ]
 MaxLossOption = Annotated[
     float, typer.Option(min=0, max=1, help="Share of events that may be lost before the exit status is 3.")
@@ -153,6 +157,10 @@ def replay(
         ),
     ] = None,
     output: OutOption = None,
+    report_file: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE", help="Write a report, too; by suffix: .html .md .json .txt .png .svg"),
+    ] = None,
     force: ForceOption = False,
     max_loss: MaxLossOption = 0.0,
     as_json: JsonOption = False,
@@ -164,12 +172,16 @@ def replay(
 
     if output is not None:
         check_target(output, force=force)
+    if report_file is not None:
+        reports.check_suffix(report_file)
     names = registry.names("tracekit.policies") if all_policies else []
     has = read_variants(kernel_has or [])
     trace = pipeline.load(path, progress=_progress("ingest"))
     result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity, costs=costs or (), kernel_has=has)
     if output is not None:
         result.write(output, force=force)
+    if report_file is not None:
+        reports.write(result.document, report_file)
     _say(reports.render(result.document, "json" if as_json else "txt").decode().rstrip("\n"))
     _leave(trace, max_loss)
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from tracekit import policies, recording
-from tracekit.costs import calibrate
+from tracekit.costs import CostModel, calibrate, tables
 from tracekit.errors import OutputError, UsageError
 from tracekit.ingest import ingest, printable
 from tracekit.machine.replay import VISIT_EVENTS, Replay, replay
@@ -81,9 +81,13 @@ def run(
         else Judged(one, None)
         for one in chosen
     ]
-    document = summarise(trace, facts, calibrate(facts, [replay(load(path)) for path in costs]), judged)
+    document = summarise(trace, facts, calibrate(facts, [_price_source(path) for path in costs]), judged)
     counts = [_counts(facts, one.chosen.spec, one.judgement) for one in judged if one.judgement is not None]
     return Result(document, facts.operations, pl.concat(counts))
+
+
+def _price_source(path: Path) -> Replay | CostModel:
+    return tables.read(path) if tables.is_table(path) else replay(load(path))
 
 
 def _judgeable(trace: Trace, facts: Replay, policy: Policy) -> bool:

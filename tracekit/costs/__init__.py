@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from tracekit.costs import densities, one_trace, phases, removals
+from tracekit.costs import densities, one_trace, phases, removals, tables
 from tracekit.costs.gaps import MIN_SAMPLES, Records, records
 from tracekit.costs.keys import miss, sites
 from tracekit.costs.model import CostModel, Floats, Prices, fixed, uncertain
 from tracekit.machine.replay import Replay
 from tracekit.machine.timeline import Source
 
-__all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "untraced_ns"]
+__all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "tables", "untraced_ns"]
 
 UPDATE = "counter.update"
 CHECK = "page.check"  # reads one counter, and writes one of its own
@@ -34,10 +34,15 @@ LENT = 0.08  # of a price taken from another trace: deviation
 MARGIN = {"one_trace": 0.015, "two_densities": 0.02, "phases": 0.015}
 
 
-def calibrate(replay: Replay, others: Sequence[Replay] = ()) -> CostModel:
-    """Read the prices off the records of ``replay``, and off ``others`` of the same machine where they tell more."""
+def calibrate(replay: Replay, others: Sequence[Replay | CostModel] = ()) -> CostModel:
+    """Read the prices off the records of ``replay``, and off ``others`` where they tell more.
+
+    Args:
+        replay: the trace.
+        others: traces of the same machine, and cost tables (``tables.read``), in order of preference.
+    """
     these = records(replay)
-    beside = [(other, records(other)) for other in others]
+    beside = [(other, records(other)) for other in others if isinstance(other, Replay)]
     costs = _alone(replay, these)
     for _, there in beside:
         found = densities.overhead(these, there, _tracepoint_share(these, there))
@@ -46,6 +51,9 @@ def calibrate(replay: Replay, others: Sequence[Replay] = ()) -> CostModel:
             break
     for other, there in beside:
         costs = _borrowed(costs, _alone(other, there), these, replay)
+    for table in others:
+        if isinstance(table, CostModel):
+            costs = _borrowed(costs, table, these, replay)
     return costs
 
 
@@ -68,12 +76,13 @@ def _borrowed(costs: CostModel, lender: CostModel, these: Records, replay: Repla
     """``costs`` with what only ``lender``, another trace of the same machine, can price."""
     if lender.prices is None:
         return costs
-    if costs.prices is None or costs.source == "rough":
-        overhead = lender.prices.overhead_ns
-        own = {} if costs.prices is None else {UPDATE: lender.prices.price_ns[UPDATE]}
-        costs = CostModel(Prices(overhead, own), lender.margin, "borrowed", {}, None, ["overhead: of another trace"])
-        costs = _with_own(costs, these, replay)
-    assert costs.prices is not None
+    name = lender.how[0] if lender.source == "table" else "another trace"
+    overhead = lender.prices.overhead_ns
+    if overhead and (costs.prices is None or costs.source in ("rough", "phases")):
+        own = _prices(overhead[Source.KPROBE], overhead[Source.TRACEPOINT], {})
+        costs = _with_own(CostModel(own, lender.margin, "borrowed", {}, None, [f"overhead: {name}"]), these, replay)
+    if costs.prices is None:
+        return costs
     wanted = {key: price for key, price in lender.prices.price_ns.items() if key not in costs.prices.price_ns}
     if not wanted:
         return costs
@@ -81,7 +90,7 @@ def _borrowed(costs: CostModel, lender: CostModel, these: Records, replay: Repla
     prices = Prices(
         costs.prices.overhead_ns, {**costs.prices.price_ns, **{key: ns * lent for key, ns in wanted.items()}}
     )
-    how = [f"{key}: {ns[0]:.0f} ns, of another trace" for key, ns in wanted.items()]
+    how = [f"{key}: {ns[0]:.0f} ns, {name}" for key, ns in wanted.items()]
     return replace(costs, prices=prices, how=[*costs.how, *how])
 
 
@@ -170,7 +179,6 @@ def _of_one_trace(these: Records, near: one_trace.Neighbours) -> CostModel:
         f"taking a probe: {probe[0]:.0f} ns, of {near.gap_ns[0]:.0f} ns between two neighbours ({near.samples} gaps)",
         f"taking a tracepoint: {tracepoint[0]:.0f} ns",
     ]
-    samples = {"probe": near.samples, **samples}
     seen = sum(visit.total_ns for visit in visits.values())
     priced = sum(visit.samples * float(prices[miss(op)][0] + probe[0]) for op, visit in visits.items())
     residual = abs(priced - seen) / seen if seen else None
@@ -178,7 +186,7 @@ def _of_one_trace(these: Records, near: one_trace.Neighbours) -> CostModel:
         _prices(probe, np.minimum(tracepoint, probe), prices),
         MARGIN["one_trace"],
         "one_trace",
-        samples,
+        {"probe": near.samples, **samples},
         residual,
         [*head, *_say(visits, samples, prices), *how],
     )
