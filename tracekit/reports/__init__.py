@@ -22,6 +22,19 @@ def render(document: dict[str, Any], suffix: str) -> bytes:
     return rendered
 
 
+def check_suffix(out: Path) -> str:
+    """The report that the suffix of ``out`` asks for: to be asked before the work, not only after it.
+
+    Raises:
+        UsageError: no suffix, or one that no report has.
+    """
+    suffix = out.suffix.removeprefix(".")
+    if not suffix:
+        raise UsageError(f"{out}: its suffix says what to write: .{', .'.join(registry.names(__name__))}")
+    registry.load(__name__, suffix)
+    return suffix
+
+
 def write(document: dict[str, Any], out: Path) -> None:
     """Write the report that the suffix of ``out`` asks for.
 
@@ -29,10 +42,7 @@ def write(document: dict[str, Any], out: Path) -> None:
         UsageError: no suffix, or one that no report has.
         OutputError: the file cannot be written.
     """
-    suffix = out.suffix.removeprefix(".")
-    if not suffix:
-        raise UsageError(f"{out}: its suffix says what to write: .{', .'.join(registry.names(__name__))}")
-    content = render(document, suffix)
+    content = render(document, check_suffix(out))
     scratch = out.with_name(f".{out.name}.part")
     try:
         scratch.write_bytes(content)
