@@ -5,6 +5,7 @@ The kernel is that of ``unmapping``; its own counts are held against the table, 
 
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 import pytest
 import traces
@@ -122,8 +123,7 @@ def test_capacity_of_the_mmu_gather():
     assert _gather.OLD_CAPACITY == 9_698
 
     def first(n, slots, *, by_range):
-        zaps = pl.DataFrame({"row": range(n), "seq": [0] * n, "slots": [slots] * n})
-        return _gather.fills(zaps, by_range=by_range)["row"].to_list()
+        return _gather.fills(np.zeros(n, np.int64), np.full(n, slots), by_range=by_range).place.tolist()
 
     assert first(9_698, 1, by_range=False) == [9_697]
     assert first(9_697, 1, by_range=False) == []

@@ -118,7 +118,7 @@ def amounts(ops: pl.DataFrame) -> pl.DataFrame:
     found = {
         "rmap.remove_pages": pl.when(remove).then("nr_pages"),
         "rmap.atomic": pl.when(remove & pl.col("life").is_not_null() & pl.col("run").is_not_null()).then(
-            atomics(pl.lit(1))
+            1 + pl.col("nr_pages") + (pl.col("unmapped") > 0).fill_null(value=False)
         ),
         "pte.clear": pl.when(remove & (zap | unmap)).then(entries),
         "gather.slot": pl.when(remove & zap).then(pl.min_horizontal(entries, 2)),
@@ -126,12 +126,3 @@ def amounts(ops: pl.DataFrame) -> pl.DataFrame:
         "folio.copy_bytes": pl.col("bytes"),
     }
     return ops.select(expr.fill_null(0).cast(pl.Int64).alias(name) for name, expr in found.items())
-
-
-def atomics(calls: pl.Expr) -> pl.Expr:
-    """Updates of mapcounts by ``calls`` that take nr_pages out together (MODEL.md D.2).
-
-    Each call updates large_mapcount and, if it unmaps a page, nr_pages_mapped; each page has a count of its own.
-    Kernels with CONFIG_NO_PAGE_MAPCOUNT keep the first only.
-    """
-    return calls + pl.col("nr_pages") + pl.min_horizontal(calls, pl.col("unmapped").fill_null(0))

@@ -7,7 +7,6 @@ slot. New rule, 6.9: at the last but one, for a range of pages takes two (MODEL.
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from tracekit.policies import Ints
 
@@ -16,9 +15,9 @@ OLD_CAPACITY = sum(BUNDLES)  # pages
 
 
 class Full(NamedTuple):
-    """Where the mmu_gather is full: index of the removal that fills it, and how many slots of it were taken by then."""
+    """Where the mmu_gather is full: place of the removal that fills it, and how many slots of it were taken by then."""
 
-    index: Ints
+    place: Ints
     offset: Ints
 
 
@@ -36,23 +35,23 @@ def fills(seq: Ints, slots: Ints, *, by_range: bool) -> Full:
     if by_range:
         return _by_range(seq, slots, total - base)
     after, before = (total - base) // OLD_CAPACITY, (total - base - slots) // OLD_CAPACITY
-    index = np.flatnonzero(after > before)
-    return Full(index, (before[index] + 1) * OLD_CAPACITY - (total - base - slots)[index])
+    place = np.flatnonzero(after > before)
+    return Full(place, (before[place] + 1) * OLD_CAPACITY - (total - base - slots)[place])
 
 
-def _by_range(seq: Ints, slots: Ints, total: npt.NDArray[np.int64]) -> Full:
+def _by_range(seq: Ints, slots: Ints, total: Ints) -> Full:
     """Slot by slot, for those few that come near to the end."""
     least = BUNDLES[0] - 1 + (len(BUNDLES) - 1) * (BUNDLES[1] - 1)
-    long = np.isin(seq, np.unique(seq[total >= least]))
-    found, seq_before, bundle, used = [], None, 0, 0
-    for index in np.flatnonzero(long):
-        if seq[index] != seq_before:
-            seq_before, bundle, used = seq[index], 0, 0
-        used += slots[index]
+    long = np.flatnonzero(np.isin(seq, np.unique(seq[total >= least])))
+    found, seq_before, bundle, used = [], -1, 0, 0
+    for place, of, taken in zip(long.tolist(), seq[long].tolist(), slots[long].tolist(), strict=True):
+        if of != seq_before:
+            seq_before, bundle, used = of, 0, 0
+        used += taken
         if used >= BUNDLES[bundle] - 1:
             bundle, used = bundle + 1, 0
         if bundle == len(BUNDLES):
-            found.append(index)
+            found.append(place)
             bundle = 0
     at = np.array(found, dtype=np.int64)
     return Full(at, slots[at])

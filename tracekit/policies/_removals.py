@@ -77,7 +77,7 @@ def steps(taken: pl.DataFrame) -> Steps:
     begins = np.ones(len(done), dtype=bool)
     begins[1:] = (how[1:] != MERGED) | (how[:-1] != MERGED) | (run[1:] != run[:-1])
     first = np.flatnonzero(begins)
-    last = np.append(first[1:], len(done)) - 1
+    last = np.append(first, len(done))[1:] - 1
 
     def total(column: str) -> Ints:
         values = done[column].fill_null(0).to_numpy()

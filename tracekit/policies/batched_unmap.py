@@ -53,8 +53,8 @@ class BatchedUnmap:
         judgement = judge(ops, taken, "try_to_unmap")
         left = taken.filter(pl.col("how") == NOT)
         if len(left):
-            kept = at(ops, left["row"].to_numpy(), -left["nr_pages"].to_numpy())
-            judgement.amounts["rmap.remove_pages"] = judgement.amounts["pte.clear"] = kept
+            fewer = at(ops, left["row"].to_numpy(), -left["nr_pages"].to_numpy())
+            judgement.amounts["rmap.remove_pages"] = judgement.amounts["pte.clear"] = fewer
         own = at(ops, taken["row"].to_numpy(), 1)
         pends = own * judgement.executed - own
         pends += judgement.added.get("rmap.remove", 0)

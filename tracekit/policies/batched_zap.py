@@ -43,11 +43,11 @@ class BatchedZap:
         slots = _merged_slots(gathers, taken) if merged else gathers.pages
         full = fills(gathers.seq, slots, by_range=merged)
         if self.rule == "v1":
-            taken = _cut(taken, gathers.row[full.index], full.offset)
+            taken = _cut(taken, gathers.row[full.place], full.offset)
         judgement = judge(ops, taken, "zap")
-        more = len(full.index) - _as_traced(gathers)
+        more = len(full.place) - _as_traced(gathers)
         if more > 0:
-            judgement.added["tlb.flush"] = at(ops, gathers.row[full.index][-more:], 1)
+            judgement.added["tlb.flush"] = at(ops, gathers.row[full.place][-more:], 1)
         change = slots - np.minimum(gathers.pages, 2)
         if change.any():
             judgement.amounts["gather.slot"] = at(ops, gathers.row, change)
@@ -117,7 +117,7 @@ def _as_traced(gathers: Gathers) -> int:
     """How often the traced kernel's mmu_gather was full."""
     has = gathers.batched
     new = fills(gathers.seq[has], np.minimum(gathers.pages, 2)[has], by_range=True)
-    return len(new.index) + len(fills(gathers.seq[~has], gathers.pages[~has], by_range=False).index)
+    return len(new.place) + len(fills(gathers.seq[~has], gathers.pages[~has], by_range=False).place)
 
 
 def _cut(taken: pl.DataFrame, row: Ints, offset: Ints) -> pl.DataFrame:
