@@ -42,7 +42,7 @@ TRACEKIT = [
 ]
 PIECE = 1 << 16
 COMPRESSED, COMPRESSED_FEATURE = 81, 27
-DATA_AT, FLAGS_AT = 40, 72  # in struct perf_file_header
+HEADER_BYTES, DATA_AT, FLAGS_AT = 104, 40, 72  # of struct perf_file_header
 
 
 class Cost(NamedTuple):
@@ -65,11 +65,11 @@ def measure(command: list[str]) -> Cost:
 
 def pack(plain: Path, out: Path) -> None:
     """Copy a perf.data file with its records compressed, as perf record -z writes them."""
-    head = bytearray(plain.read_bytes()[:104])
-    begin, size = struct.unpack_from("<QQ", head, DATA_AT)
-    flags = int.from_bytes(head[FLAGS_AT:], "little")
     with plain.open("rb") as source, out.open("wb") as target:
-        target.write(source.read(begin))
+        head = bytearray(source.read(HEADER_BYTES))
+        begin, size = struct.unpack_from("<QQ", head, DATA_AT)
+        flags = int.from_bytes(head[FLAGS_AT:], "little")
+        target.write(head + source.read(begin - len(head)))
         stream, left = zstandard.ZstdCompressor(level=1).compressobj(), size
         while left:
             piece = source.read(min(PIECE - 4096, left))
@@ -85,8 +85,7 @@ def pack(plain: Path, out: Path) -> None:
         for bit in sorted(contents):
             target.write(struct.pack("<QQ", at, len(contents[bit])))
             at += len(contents[bit])
-        for bit in sorted(contents):
-            target.write(contents[bit])
+        target.writelines(contents[bit] for bit in sorted(contents))
         struct.pack_into("<QQ", head, DATA_AT, begin, end - begin)
         head[FLAGS_AT:] = (flags | 1 << COMPRESSED_FEATURE).to_bytes(32, "little")
         target.seek(0)

@@ -83,7 +83,7 @@ class Made:
             out += struct.unpack(f"<{(4 + len(raw)) // 8}Q", struct.pack("<I", len(raw)) + raw)
         if has("branch"):
             entries = self.words(3, 3)
-            count = len(entries) // 3
+            row["branch_entries"] = count = len(entries) // 3
             out += [count] + [7] * bool(self.branch_type & 1 << 17) + entries
             out += [9] * (count if self.branch_type & 1 << 19 else 0)
         if has("user"):

@@ -25,8 +25,8 @@ _COMMON = [
 _WORDS = ("ip", "addr", "period")
 _RAW = [("raw", pa.binary())]
 _NULLABLE = frozenset({
-    "cpu", "pid", "tid", "comm", "callchain_id", "user_stack_bytes", "weight", "weight2", "weight3", "data_src",
-    "transaction", "phys_addr", "cgroup", "data_page_size", "code_page_size",
+    "cpu", "pid", "tid", "comm", "callchain_id", "branch_entries", "user_stack_bytes", "weight", "weight2", "weight3",
+    "data_src", "transaction", "phys_addr", "cgroup", "data_page_size", "code_page_size",
 })  # fmt: skip
 
 

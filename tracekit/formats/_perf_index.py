@@ -163,5 +163,6 @@ def _candidates(words: Words, first: int, end: int, pattern: SamplePattern) -> F
             plausible &= ~sample | (ids - np.uint64(pattern.min_id) <= np.uint64(pattern.max_id - pattern.min_id))
         following = found + (size >> 3)
         plausible &= following <= end
-        pieces.append(Found(found, following, kind).pick(plausible))
+        piece = Found(found, following, kind)
+        pieces.append(piece if plausible.all() else piece.pick(plausible))
     return joined(pieces)

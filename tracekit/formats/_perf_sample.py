@@ -144,7 +144,8 @@ def rest(
 ) -> dict[str, tuple[Words, np.ndarray[tuple[int], np.dtype[np.bool_]]]]:
     """Name → values of the parts after the raw data that are kept, and which samples have them whole.
 
-    Of branches, registers and the copy of the user's stack only how many bytes of the latter were in use is kept.
+    Of branches only how many there are is kept, of the copy of the user's stack how many bytes were in use, of
+    registers nothing.
     """
     if not layout.sample_type & _REST:
         return {}
@@ -154,6 +155,7 @@ def rest(
         head = 1 + bool(layout.branch_type & BRANCH_HW_INDEX)
         entry = 3 + bool(layout.branch_type & BRANCH_COUNTERS)
         count, whole = _count(words, place, ends, whole, entry)
+        parts["branch_entries"] = (count.view(np.uint64), whole)
         place = place + head + count * entry
     if layout.sample_type & REGS_USER:
         place, whole = _after_registers(words, place, ends, whole, layout.user_registers)
