@@ -66,6 +66,13 @@ def test_only_what_the_kernel_has_is_recorded(tracefs: Path) -> None:
     assert {"sched:sched_process_fork", "folio_mc_copy"} <= set(made.left_out)
 
 
+def test_light_has_the_probes_that_see_a_folio_once_where_the_kernel_takes_any(tracefs: Path) -> None:
+    able, unable = (plan.make(machine(tracefs, kprobes=yes), "light", Path("x")) for yes in (True, False))
+    assert [lines[0] for lines in able.probes] == ["p:kprobes/try_to_migrate try_to_migrate folio=folio:x64"]
+    assert unable.probes == []
+    assert "kprobes:try_to_migrate" not in unable.command
+
+
 def test_without_btf_arguments_go_by_place(tracefs: Path) -> None:
     made = plan.make(machine(tracefs, btf=False), "rmap", Path("x.data"))
     assert made.probes[0] == ["p:kprobes/try_to_migrate try_to_migrate folio=$arg1:x64"]
@@ -101,7 +108,7 @@ def test_the_shell_commands_define_record_and_take_away(tracefs: Path) -> None:
 
 
 def test_trace_cmd_where_there_is_no_perf_and_for_graphs(tracefs: Path) -> None:
-    light = plan.make(machine(tracefs, perf=None), "light", Path("x")).command
+    light = plan.make(machine(tracefs, perf=None, kprobes=False), "light", Path("x")).command
     assert light[:2] == ["trace-cmd", "record"]
     assert light[-4:] == ["-e", "migrate", "-e", "syscalls:sys_enter_munmap"]
     assert light[light.index("-C") + 1] == "mono"
@@ -166,6 +173,14 @@ def test_the_program_runs_after_the_snapshot(fake: Path) -> None:
         "x.data",
         "x.data.snapshot.json",
     ]
+
+
+def test_calibration_records_the_same_once_more_with_the_probes_of_every_visit(fake: Path, tracefs: Path) -> None:
+    made = record.calibrate(fake / "x.data", ["true"], None)
+    assert made == fake / "x.data.rmap"
+    assert "try_to_unmap_one.isra.0" in (tracefs / "kprobe_events").read_text()
+    with pytest.raises(UsageError, match="a command"):
+        record.calibrate(fake / "y.data", [], None)
 
 
 def test_what_is_there_stays_unless_forced(fake: Path) -> None:

@@ -294,6 +294,12 @@ def record(
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Run CMD once more with profile rmap, into FILE.rmap: prices, for replay --costs."
+        ),
+    ] = False,
     """Say what this machine can record and analyse, and what to do about the rest; exit status 1 if nothing."""
     from tracekit import doctor as package
 
@@ -306,6 +312,9 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_FAULT)
 
 
+    if calibrate:
+        prices = package.calibrate(made.out, command or [], recorder, force=force)
+        _say(f"{prices}: {prices.stat().st_size:,} bytes; tracekit replay {made.out} --costs {prices}")
 @app.command()
 def demo(
     output: Annotated[

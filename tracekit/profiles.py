@@ -1,6 +1,7 @@
 """What ``tracekit record`` switches on: events and probes by profile, as data.
 
-light: what fidelity reconstructed rests on; cheap enough for production where pages migrate and fault in moderation.
+light: what fidelity reconstructed rests on, and where the kernel takes probes those that see a folio once: they mark
+    its phases, for prices. Cheap enough for production where pages migrate and fault in moderation.
 rmap: light, and probes on every visit of the rmap walks and every rmap removal: fidelity observed.
 graph: function_graph of what a migration does, for prices; it keeps no arguments, so no policy is judged from it.
 """
@@ -47,6 +48,8 @@ class Probe(NamedTuple):
         return [f"{head} {one}".rstrip() for one in arguments]
 
 
+# Per folio, not per VMA or page: they cost 1 to 34 % of a migration (ACCURACY.md)
+PER_FOLIO = ("try_to_migrate", "remove_migration_ptes", "folio_mc_copy", "folio_copy", "anon_vma_fork")
 _VISIT = "folio=$arg1:x64 vma=$arg2:x64 addr=$arg3:x64 mm=+16($arg2):x64"  # vm_mm follows vm_start and vm_end
 _FOLIO = ("folio=folio:x64", "folio=$arg1:x64")
 PROBES = (
@@ -64,6 +67,8 @@ PROBES = (
         "folio=folio:x64 vma=vma:x64 addr=addr:x64 mm=vma->vm_mm:x64",
         _VISIT,
     ),
+    # inlined where folios migrate: it shows splits and undone migrations only
+    Probe("remove_migration_ptes", "remove_migration_ptes", "src=src:x64 dst=dst:x64", "src=$arg1:x64 dst=$arg2:x64"),
     Probe("folio_mc_copy", "folio_mc_copy", "dst=dst:x64 src=src:x64", "dst=$arg1:x64 src=$arg2:x64"),
     Probe("folio_copy", "folio_copy", "dst=dst:x64 src=src:x64", "dst=$arg1:x64 src=$arg2:x64"),
     Probe("anon_vma_fork", "anon_vma_fork", "vma=vma:x64 pvma=pvma:x64", "vma=$arg1:x64 pvma=$arg2:x64"),

@@ -89,6 +89,20 @@ def record(  # noqa: PLR0913 - all but the first are options
     return Recording(out, status, plan.left_out)
 
 
+def calibrate(out: Path, program: Sequence[str], recorder: str | None, *, force: bool = False) -> Path:
+    """Record ``program`` once more, with probes on every visit, into ``out``.rmap: two densities of the same work.
+
+    Their difference is what tracing costs (ACCURACY.md, source 1): ``tracekit replay OUT --costs OUT.rmap``.
+
+    Raises:
+        UsageError, OutputError: as ``record``.
+    """
+    if not program:
+        raise UsageError("--calibrate runs the program twice: give it a command")
+    target = out.with_name(f"{out.name}.rmap")
+    return record("rmap", target, program, recorder, None, with_snapshot=False, force=force).out
+
+
 def _plan(profile: str, out: Path | None, recorder: str | None) -> tuple[systems.System, plans.Plan, Path]:
     if profile not in PROFILES:
         raise UsageError(f"no profile {profile!r}; there are {', '.join(PROFILES)}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tracekit.errors import UsageError
-from tracekit.profiles import EVENTS, GRAPH_DEPTH, GRAPH_OF, PROBES
+from tracekit.profiles import EVENTS, GRAPH_DEPTH, GRAPH_OF, PER_FOLIO, PROBES
 from tracekit.record.system import System
 
 BUFFER_KB = 16384  # per CPU: what the shared captures were recorded with, none of which lost anything
@@ -51,12 +51,13 @@ def make(system: System, profile: str, out: Path, recorder: str | None = None) -
     here = [event for event in EVENTS if system.has_event(event)]
     left_out = [event for event in EVENTS if event not in here]
     probes: list[list[str]] = []
-    if profile == "rmap":
+    wanted = [] if profile == "graph" else [one for one in PROBES if profile == "rmap" or one.name in PER_FOLIO]
+    if system.kprobes:
         functions = system.functions()
-        known = [probe for probe in PROBES if probe.function in functions]
+        known = [probe for probe in wanted if probe.function in functions]
         probes = [probe.definitions(functions[probe.function], btf=system.btf) for probe in known]
         here += [f"kprobes:{probe.name}" for probe in known]
-        left_out += sorted({probe.function for probe in PROBES if probe not in known})
+        left_out += sorted({probe.function for probe in wanted if probe not in known})
     return Plan(probes, _command(chosen, profile, here, out), left_out)
 
 
