@@ -12,6 +12,8 @@ from tracekit.policies import Ints
 
 BUNDLES = (8, *(19 * [510]))
 OLD_CAPACITY = sum(BUNDLES)  # pages
+# By the new rule, of single pages; of ranges, which may fill the last slot of a bundle, it takes more slots
+LEAST_CAPACITY = BUNDLES[0] - 1 + (len(BUNDLES) - 1) * (BUNDLES[1] - 1)
 
 
 class Full(NamedTuple):
@@ -29,22 +31,29 @@ def fills(seq: Ints, slots: Ints, *, by_range: bool) -> Full:
         slots: int64[n], how many each takes; ``by_range``: 2 for a range, else one per page.
         by_range: the new rule.
     """
+    first = np.flatnonzero(np.diff(seq, prepend=-1))
+    per_seq = np.add.reduceat(slots, first) if len(first) else slots
+    long = np.isin(seq, seq[first[per_seq >= LEAST_CAPACITY]]) if (per_seq >= LEAST_CAPACITY).any() else None
+    if long is None:
+        return Full(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    place = np.flatnonzero(long)
+    found = (_by_range if by_range else _by_page)(seq[place], slots[place])
+    return Full(place[found.place], found.offset)
+
+
+def _by_page(seq: Ints, slots: Ints) -> Full:
     total = np.cumsum(slots)
     first = np.flatnonzero(np.diff(seq, prepend=-1))
     base = np.repeat(np.append(0, total[first[1:] - 1])[: len(first)], np.diff(np.append(first, len(seq))))
-    if by_range:
-        return _by_range(seq, slots, total - base)
-    after, before = (total - base) // OLD_CAPACITY, (total - base - slots) // OLD_CAPACITY
-    place = np.flatnonzero(after > before)
+    before = (total - base - slots) // OLD_CAPACITY
+    place = np.flatnonzero((total - base) // OLD_CAPACITY > before)
     return Full(place, (before[place] + 1) * OLD_CAPACITY - (total - base - slots)[place])
 
 
-def _by_range(seq: Ints, slots: Ints, total: Ints) -> Full:
-    """Slot by slot, for those few that come near to the end."""
-    least = BUNDLES[0] - 1 + (len(BUNDLES) - 1) * (BUNDLES[1] - 1)
-    long = np.flatnonzero(np.isin(seq, np.unique(seq[total >= least])))
+def _by_range(seq: Ints, slots: Ints) -> Full:
+    """Slot by slot."""
     found, seq_before, bundle, used = [], -1, 0, 0
-    for place, of, taken in zip(long.tolist(), seq[long].tolist(), slots[long].tolist(), strict=True):
+    for place, (of, taken) in enumerate(zip(seq.tolist(), slots.tolist(), strict=True)):
         if of != seq_before:
             seq_before, bundle, used = of, 0, 0
         used += taken

@@ -116,6 +116,10 @@ def _merged_slots(gathers: Gathers, taken: pl.DataFrame) -> Ints:
 def _as_traced(gathers: Gathers) -> int:
     """How often the traced kernel's mmu_gather was full."""
     has = gathers.batched
+    if has.all() or not has.any():
+        by_range = bool(has.any())
+        slots = np.minimum(gathers.pages, 2) if by_range else gathers.pages
+        return len(fills(gathers.seq, slots, by_range=by_range).place)
     new = fills(gathers.seq[has], np.minimum(gathers.pages, 2)[has], by_range=True)
     return len(new.place) + len(fills(gathers.seq[~has], gathers.pages[~has], by_range=False).place)
 
