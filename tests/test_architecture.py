@@ -32,7 +32,7 @@ LAYERS = (
     "reports",
     "result",
     "pipeline",
-    "inspect demonstration validation doctor",
+    "inspect demonstration validation doctor compare",
     "__init__",  # the face: import tracekit as tk
     "cli",
 )

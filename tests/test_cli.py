@@ -19,7 +19,7 @@ import pytest
 from conftest import CAPTURES, Run
 
 DEMO, LOST, NO_PROBES = CAPTURES["demo"], CAPTURES["7.2-rec-lost"], CAPTURES["6.12-forkcow-c4-all"]
-VERBS = ("ingest", "info", "replay", "report", "validate", "policies", "formats", "demo")
+VERBS = ("ingest", "info", "replay", "report", "compare", "validate", "policies", "formats", "demo")
 
 
 def one_line(done: subprocess.CompletedProcess[str], status: int) -> str:

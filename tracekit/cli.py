@@ -199,6 +199,23 @@ def report(
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A trace, or a result directory.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another of the same sort.")],
+    policy: PolicyOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put two traces or two results side by side, and what A predicts beside what B shows."""
+    from tracekit import compare as comparison
+
+    document = comparison.compare(a, b, policy or (), progress=_progress("ingest"))
+    if as_json:
+        _print_json(document)
+    else:
+        _say(comparison.text(document))
+
+
+@app.command()
 def validate(
     dirs: Annotated[list[Path], typer.Argument(metavar="DIR…", help="Folders with spec.json files below them.")],
     fidelity: Annotated[
@@ -277,6 +294,12 @@ def record(
     snapshot: Annotated[
         bool, typer.Option(help="Write beside it, as FILE.snapshot.json, which memory was mapped when it began.")
     ] = True,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Run CMD once more with profile rmap, into FILE.rmap: prices, for replay --costs."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run nothing.")] = False,
     force: ForceOption = False,
 ) -> None:
@@ -289,17 +312,14 @@ def record(
     made = package.record(profile, output, command or [], recorder, seconds, with_snapshot=snapshot, force=force)
     if made.status:
         _complain(f"{(command or ['sleep'])[0]} ended with exit status {made.status}")
+    if calibrate:
+        prices = package.calibrate(made.out, command or [], recorder, force=force)
+        _say(f"{prices}: {prices.stat().st_size:,} bytes; tracekit replay {made.out} --costs {prices}")
     _say(f"{made.out}: {made.out.stat().st_size:,} bytes; what it holds: tracekit info {made.out}")
 
 
 @app.command()
 def doctor(as_json: JsonOption = False) -> None:
-    calibrate: Annotated[
-        bool,
-        typer.Option(
-            "--calibrate", help="Run CMD once more with profile rmap, into FILE.rmap: prices, for replay --costs."
-        ),
-    ] = False,
     """Say what this machine can record and analyse, and what to do about the rest; exit status 1 if nothing."""
     from tracekit import doctor as package
 
@@ -312,9 +332,6 @@ def doctor(as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_FAULT)
 
 
-    if calibrate:
-        prices = package.calibrate(made.out, command or [], recorder, force=force)
-        _say(f"{prices}: {prices.stat().st_size:,} bytes; tracekit replay {made.out} --costs {prices}")
 @app.command()
 def demo(
     output: Annotated[
