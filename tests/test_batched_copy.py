@@ -394,3 +394,28 @@ def test_operations_are_those_that_the_kernel_counted(config):
     assert made["folio.copy_batched"]["policy"] / call["n"] * scale == kernel["copy_batched"]
     if scale == 1:
         assert made["folio.copy_batch"]["policy"] / call["n"] == kernel["copy_batch"]
+
+
+def test_folios_that_fill_a_batch_each_do_not_tell_how_it_was_cut(replayed):
+    """Two of 2 MiB, one after the other: so cut 6.3 and later, too."""
+    script = Move()
+    script.begin()
+    script.batch([9])
+    script.batch([9])
+    script.finish()
+    result = replayed(script, "batched_copy")
+    assert sizes(result, "batched_copy") == [[512], [512]]
+    assert sizes(result, "batched_copy:batch=1024") == [[512, 512]]
+
+
+def test_flushes_of_one_processor_stay(replayed):
+    script = Move()
+    script.begin()
+    for folio, order in script.sources([0] * 4):
+        script.add("tlb:tlb_flush", reason=2, pages=1)
+        script.unmap(folio, order)
+        script.move(folio, order)
+    script.finish()
+    made = counts(replayed(script, "batched_copy"))
+    assert made["tlb.flush"] == (4, 4)
+    assert "tlb.shootdown" not in made

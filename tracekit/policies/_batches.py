@@ -25,7 +25,7 @@ class Copies(NamedTuple):
         batch: int64[n], of the batch as the kernel cut it.
         pages: int64[n], size.
         bytes: int64[n]; 0: not known.
-        interleaved: no batch holds more than one, and some call copied several: before 6.3.
+        interleaved: no batch holds more than one, and some call copied several that make no batch each: before 6.3.
     """
 
     row: Ints
@@ -48,9 +48,11 @@ def find_copies(ops: pl.DataFrame) -> Copies:
     row = at[is_copy]
     size, order = ops["bytes"].gather(row).fill_null(0).to_numpy(), _orders(ops, row)
     batch, run = _dense(batch[is_copy]), _dense(run[is_copy])
-    alone = len(row) == 0 or np.bincount(batch).max() == 1
-    several = len(row) > 0 and np.bincount(run).max() > 1
-    return Copies(row, run, batch, np.left_shift(1, order), size, bool(alone and several))
+    pages = np.left_shift(1, order)
+    alone = len(row) > 0 and np.bincount(batch).max() == 1
+    # one that fills a batch by itself tells nothing
+    apart = (run[1:] == run[:-1]) & (pages[:-1] < KERNEL_PAGES)
+    return Copies(row, run, batch, pages, size, bool(alone and apart.any()))
 
 
 def cut(copies: Copies, pages: int, *, including: bool) -> Ints:

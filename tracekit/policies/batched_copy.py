@@ -38,7 +38,7 @@ class BatchedCopy:
     speedup: str | None = None
 
     needs: ClassVar[tuple[str, ...]] = ("folio_copy", "set_migration_pte")
-    touches: ClassVar[tuple[str, ...]] = ("folio.copy", "tlb.flush", "tlb.shootdown")
+    touches: ClassVar[tuple[str, ...]] = ("folio.copy", "tlb.shootdown")
     undoes: ClassVar[bool] = False
 
     @property
@@ -73,7 +73,9 @@ class BatchedCopy:
         places[copies.row[eligible]] = 1
         added = {"folio.copy_batch": calls, "folio.copy_batched": places}
         if copies.interleaved:
-            _merge_flushes(ops, executed, added, calls)
+            merged, left = _merge_shootdowns(ops, calls)
+            executed[merged] = 0
+            added |= {"tlb.shootdown": left} if merged.any() else {}
         unsafe, added["folio.move_attempt"] = self._as_posted(ops, int(eligible.sum()))
         return Judgement(
             executed,
@@ -132,16 +134,18 @@ def _firsts(rows: Ints, batch: Ints) -> Ints:
     return firsts
 
 
-def _merge_flushes(ops: pl.DataFrame, executed: Ints, added: dict[str, Ints], calls: Ints) -> None:
-    """Where each folio was moved before the next was unmapped, its flush is one with that of its batch (A.0, 6.3)."""
-    for name in ("tlb.flush", "tlb.shootdown"):
-        flushes = (ops["op"] == name).to_numpy() & ops["call"].is_in(
-            ops["call"].filter(pl.Series(calls > 0)).unique().implode()
-        ).fill_null(value=False).to_numpy()
-        if flushes.any():
-            executed[flushes] = 0
-            added[name] = calls
-            return
+def _merge_shootdowns(ops: pl.DataFrame, calls: Ints) -> tuple[npt.NDArray[np.bool_], Ints]:
+    """IPIs that are one with that of their batch, and at ``calls``, where batches begin, those that are left.
+
+    Where each folio was moved before the next was unmapped, that flushed the other processors' TLBs for each, too; one
+    that unmaps them first flushes once (A.0: 6.3). What is not in another processor's TLB is flushed one by one in all.
+    """
+    of_call = ops.select("call", ipi=pl.col("op") == "tlb.shootdown", batch=pl.Series(calls)).filter(
+        pl.col("call").is_not_null()
+    )
+    merged = of_call.group_by("call").agg(pl.col("ipi", "batch").sum()).filter(pl.col("ipi") > pl.col("batch"))
+    inside = ops["call"].is_in(merged.filter(pl.col("batch") > 0)["call"].implode()).fill_null(value=False).to_numpy()
+    return inside & (ops["op"] == "tlb.shootdown").to_numpy(), np.where(inside, calls, 0)
 
 
 POLICY = BatchedCopy
