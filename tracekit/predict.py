@@ -126,10 +126,19 @@ def _judged_times(
         batched = blocking.saving(replay, judgement.batches, costs.prices, inside)
         if isinstance(batched, str):
             return batched
-        saved = saved + batched
+        # of all calls, while ``untraced`` is of those drawn
+        saved = saved + batched * untraced / _untraced(felt, costs.prices)
     if saved[0] >= untraced[0] or np.mean(saved >= untraced) > _VOID:
         return "void: the estimated tracing overhead leaves less time than the policy would save"
     return untraced, saved
+
+
+def _untraced(calls: pl.DataFrame, prices: Prices) -> Floats:
+    """float64[DRAWS]: untraced time of all ``calls``, ns."""
+    untraced: Floats = np.full(DRAWS, float(calls["duration_ns"].sum()))
+    for source, column in _TAKEN.items():
+        untraced = untraced - float(calls[column].sum()) * prices.overhead_ns[source]
+    return untraced
 
 
 def _lacking(costs: CostModel, calls: pl.DataFrame, spared: pl.DataFrame, judgement: Judgement) -> str | None:
