@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import polars as pl
 import pytest
 
 import tracekit
-from tracekit import doctor, record, resources, schema, snapshot
+from tracekit import doctor, inspect, record, resources, schema, snapshot
 from tracekit.errors import OutputError, TraceFormatError, UsageError
 from tracekit.profiles import EVENTS, PROBES, PROFILES
 from tracekit.record import plan, proc, system
+from tracekit.record.pageflags import PageFlags
 
 ROOT = Path(__file__).parents[1]
 FORMATS = ROOT.parent / "shared" / "captures" / "formats"
@@ -255,6 +257,19 @@ def test_the_snapshot_knows_this_process(tmp_path: Path) -> None:
     assert f"{stack['end'].item():x}" == text[0].split()[0].split("-")[1]
 
 
+@pytest.mark.skipif(not os.access("/proc/kpageflags", os.R_OK), reason="only root may read page flags")
+def test_page_flags_are_those_of_each_frame() -> None:
+    frames = np.array([5000, 3, 5001, 3, 4999, 511, 512], np.uint64)
+    flags = PageFlags()
+    with Path("/proc/kpageflags").open("rb", buffering=0) as file:
+        one_by_one = [int.from_bytes(os.pread(file.fileno(), 8, 8 * frame), "little") for frame in frames.tolist()]
+    locked_or_referenced = np.uint64(0b111)  # these change from one moment to the next
+    found = flags.of(frames)
+    flags.close()
+    assert found is not None
+    assert ((found ^ np.array(one_by_one, np.uint64)) & ~locked_or_referenced).tolist() == [0] * len(frames)
+
+
 def test_ingest_takes_the_snapshot_in(tmp_path: Path) -> None:
     capture = tmp_path / "x.data"
     capture.write_bytes((ROOT / "fixtures/demo.perf.data").read_bytes())
@@ -268,6 +283,8 @@ def test_ingest_takes_the_snapshot_in(tmp_path: Path) -> None:
     rows = trace.table("snapshot/vmas").collect()
     assert len(rows) == trace.manifest["tables"]["snapshot/vmas"]["rows"] > 0
     assert rows.columns == list(snapshot.VMAS)
+    said = inspect.text(inspect.inspect(trace))
+    assert f"snapshot x.data.snapshot.json: {trace.manifest['tables']['snapshot/tasks']['rows']} threads" in said
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema": "tracekit/snapshot/2"}'])

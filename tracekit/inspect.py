@@ -56,6 +56,7 @@ def text(document: dict[str, Any]) -> str:
         f"clock {manifest['clock']['name'] or 'unknown'}, {seconds}",
         f"fidelity {_FIDELITY.get(manifest['fidelity'], manifest['fidelity'])}",
     ]
+    lines += _snapshot(manifest)
     lines += [f"anomaly: {name.replace('_', ' ')}: {count:,}" for name, count in manifest["anomalies"].items()]
     lines += ["", "rows        table"]
     lines += [f"{table['rows']:>11,} {name}" for name, table in sorted(manifest["tables"].items()) if table["rows"]]
@@ -67,6 +68,13 @@ def text(document: dict[str, Any]) -> str:
     commands = {one["record"] for one in document["policies"] if one["record"]}
     lines += ["", "This records what is missing (as root):", *commands] if commands else []
     return "\n".join(lines)
+
+
+def _snapshot(manifest: dict[str, Any]) -> list[str]:
+    if not manifest.get("snapshot"):
+        return []
+    rows = {name: manifest["tables"][f"snapshot/{name}"]["rows"] for name in ("tasks", "vmas")}
+    return [f"snapshot {manifest['snapshot']['name']}: {rows['tasks']:,} threads, {rows['vmas']:,} VMAs"]
 
 
 def _duration(span: dict[str, int | None], unit: str) -> str:

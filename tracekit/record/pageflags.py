@@ -27,16 +27,16 @@ class PageFlags:
             os.close(self._file)
 
     def of(self, frames: Words) -> Words | None:
-        """The flags of each frame; None: not to be read, or too many."""
+        """The flags of each of one or more frames; None: not to be read, or too many."""
         flags = np.zeros(len(frames), np.uint64)
-        chunk = frames // np.uint64(_CHUNK)
-        for one in np.unique(chunk).tolist():
-            words = self._chunk(one)
-            at = chunk == np.uint64(one)
-            place = (frames[at] % np.uint64(_CHUNK)).astype(np.int64)
-            if words is None or place.max() >= len(words):
+        order = np.argsort(frames)
+        chunk = frames[order] // np.uint64(_CHUNK)
+        for group in np.split(order, np.flatnonzero(np.diff(chunk)) + 1):
+            words = self._chunk(int(frames[group[0]]) // _CHUNK)
+            place = (frames[group] % np.uint64(_CHUNK)).astype(np.int64)
+            if words is None or place[-1] >= len(words):
                 return None
-            flags[at] = words[place]
+            flags[group] = words[place]
         return flags
 
     def _chunk(self, number: int) -> Words | None:
