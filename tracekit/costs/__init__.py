@@ -25,7 +25,7 @@ from tracekit.costs.model import CostModel, Floats, Prices, fixed, uncertain
 from tracekit.machine.replay import Replay
 from tracekit.machine.timeline import Source
 
-__all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "tables", "untraced_ns"]
+__all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "tables", "untraced_ns", "without_overhead"]
 
 UPDATE = "counter.update"
 CHECK = "page.check"  # reads one counter, and writes one of its own
@@ -55,6 +55,13 @@ def calibrate(replay: Replay, others: Sequence[Replay | CostModel] = ()) -> Cost
         if isinstance(table, CostModel):
             costs = _borrowed(costs, table, these, replay)
     return costs
+
+
+def without_overhead(costs: CostModel) -> CostModel:
+    """``costs`` for a trace of another tracer: what an operation costs holds there, what a record does, does not."""
+    if costs.prices is None:
+        return costs
+    return replace(costs, prices=Prices({}, costs.prices.price_ns), source="foreign")
 
 
 def _alone(replay: Replay, these: Records) -> CostModel:

@@ -16,6 +16,7 @@ import numpy as np
 
 from tracekit.costs.gaps import MIN_SAMPLES, Records, between, mean_draws, named
 from tracekit.costs.model import Floats, Ints, uncertain
+from tracekit.costs.one_trace import PROBE_SHARE, neighbours
 from tracekit.machine.timeline import Kind, Source
 
 # The same work: the events that both traces have are in both in the same proportions, within this
@@ -24,6 +25,7 @@ _SAME_COUNT = 0.02  # records of an event in a stretch, between the two traces
 _ROUGH = 0.01  # of a difference: deviation of its equation
 _SHARE_DEVIATION = 0.1
 _MODEL = 0.015  # of O: what is left when all else is right
+_APART = 0.15  # of the overhead: what one trace alone is off by at most
 _NO_WORK = ("print",)
 _MOST_ANCHORS = 12
 _A_RECORD = 0.5  # of difference: less is none
@@ -81,13 +83,20 @@ def overhead(one: Records, other: Records, share: Floats) -> Overhead | None:
     if not any(abs(row[0]) > _A_RECORD for row in rows):
         return None
     kprobe, tracepoint = _solve(rows, share)
-    if kprobe[0] <= 0:
+    if kprobe[0] <= 0 or not _plausible(float(kprobe[0]), one, other):
         return None
     model = 1 + uncertain("two densities", 0.0, _MODEL)
     seen = sum(float(row[2][0]) for row in rows)
     made = sum(float(row[0] * kprobe[0] + row[1] * tracepoint[0]) for row in rows)
     residual = abs(made - seen) / abs(seen)
     return Overhead(kprobe * model, np.clip(tracepoint, 0.0, kprobe) * model, len(rows), residual)
+
+
+def _plausible(kprobe_ns: float, *traces: Records) -> bool:
+    """Whether the overhead is about what the denser trace alone suggests; else the work was not the same."""
+    guesses = [near for near in map(neighbours, traces) if not isinstance(near, int)]
+    alone = [PROBE_SHARE[0] * float(near.gap_ns[0]) for near in guesses]
+    return not alone or any(abs(kprobe_ns / guess - 1) <= _APART for guess in alone)
 
 
 def _solve(rows: list[tuple[float, float, Floats]], share: Floats) -> tuple[Floats, Floats]:
