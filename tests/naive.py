@@ -278,8 +278,9 @@ class Machine:
         folio = event.fields["dst"] if kind == "remove" else event.fields["folio"]
         walk, visit = task.walk, None
         goes_on = kind.endswith("visit") and walk is not None and (walk.phase, walk.folio) == (phase, folio)
-        # a tree holds a VMA once
-        if not goes_on or any(v.event.fields["vma"] == event.fields["vma"] for v in walk.visits):
+        # a tree holds a VMA once; a KSM page may stand in it at several addresses
+        places = [(v.event.fields["vma"], v.event.fields["addr"]) for v in walk.visits] if goes_on else []
+        if not goes_on or (kind.endswith("visit") and (event.fields["vma"], event.fields["addr"]) in places):
             call = task.calls[-1] if task.calls else None
             walk = Walk(phase, event.task, folio, seq, place, event.time_ns, call)
             self.walks.append(walk)

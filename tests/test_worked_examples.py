@@ -191,6 +191,48 @@ def test_the_full_letter():
     assert judged(ops) == (1_280, 0)
 
 
+def test_ksm_makes_two_passes_and_stops_in_either(tmp_path):
+    """A.1, D.2: a KSM page that P (VMA 1) maps at two addresses; C, forked from it, comes in the second pass."""
+    script = traces.Script()
+    script.enter("move_pages")
+    script.start()
+    script.add("kprobes:try_to_migrate", folio=SRC)
+    for addr in (0x7000, 0x9000):
+        script.visits("set", SRC, [-1], addr=addr)
+    script.add("kprobes:try_to_migrate_ret")
+    script.copy(SRC, DST)
+    for vma in (-1, 2):
+        for addr in (0x7000, 0x9000):
+            script.visits("remove", DST, [vma], addr=addr)
+    script.end()
+    script.exit("move_pages")
+    result = tracekit.replay(traces.write(tmp_path / "t", script.events), [EXACT, POSTED])
+    for policy in result.document["policies"][-2:]:
+        assert policy["operations"][VISIT] == {"traced": 4, "policy": 2}
+        assert policy["unsafe"] == {"stale_migration_entries": 0}
+    visits = result.operations.filter(pl.col("op") == VISIT)
+    assert visits["position"].to_list() == [0, 1, 2, 3]
+    assert visits["episode"].n_unique() == 1
+
+
+@pytest.mark.parametrize("name", ["E0.5", "E0.10"])
+def test_what_is_unsafe_can_be_looked_up_in_the_trace(name, tmp_path):
+    example = next(example for example in EXAMPLES if example.name == name)
+    result = tracekit.replay(traces.write(tmp_path / "t", example.events), [EXACT, POSTED])
+    (proof,) = result.proof.iter_rows(named=True)
+    event = example.events[proof["seq"]]
+    assert (proof["policy"], proof["outcome"]) == (POSTED, "stale_migration_entries")
+    assert event.name == "migrate:remove_migration_pte"
+    assert (proof["time_ns"], proof["task"], proof["addr"]) == (event.time_ns, event.task, event.fields["addr"])
+    made = {"E0.5": "migration_entry.fork_copy", "E0.10": "migration_entry.collect"}[name]
+    assert proof["made_by"] == made
+    if name == "E0.5":  # between the link of the child's VMA and the end of the fork
+        linked = next(event for event in example.events if event.name == "kprobes:anon_vma_fork")
+        assert proof["made_ns"] == linked.time_ns
+    result.write(tmp_path / "out")
+    assert tracekit.result.open_result(tmp_path / "out").proof.equals(result.proof)
+
+
 def table(op, episodes, **columns):
     """Rows of an operations table: small folios, moved, all seen."""
     facts = {"op": op, "order": 0, "known": True, "moved": True, "nr_pages": 1}

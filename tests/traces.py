@@ -67,10 +67,15 @@ ALWAYS = (
 )
 
 
+# Of system calls, null where an event says nothing
+ARGUMENTS = {"move_pages": {"field_pid": POINTER}, "munmap": {"addr": POINTER, "len": POINTER}}
+
+
 def fields_of(name):
     """The own columns of a table."""
     if name.startswith("syscalls:"):
-        return {"__syscall_nr": pl.Int32, **({"ret": pl.Int64} if "sys_exit" in name else {})}
+        own = {"ret": pl.Int64} if "sys_exit" in name else ARGUMENTS.get(name.split("sys_enter_")[1], {})
+        return {"__syscall_nr": pl.Int32, **own}
     return TABLES[name]
 
 

@@ -83,7 +83,17 @@ def run(
     ]
     document = summarise(trace, facts, calibrate(facts, [_price_source(path) for path in costs]), judged)
     counts = [_counts(facts, one.chosen.spec, one.judgement) for one in judged if one.judgement is not None]
-    return Result(document, facts.operations, pl.concat(counts))
+    return Result(document, facts.operations, pl.concat(counts), _proof(judged))
+
+
+def _proof(judged: Sequence[Judged]) -> pl.DataFrame | None:
+    """What shows the unsafe outcomes of all policies; None: there are none."""
+    found = [
+        one.judgement.proof.select(pl.lit(one.chosen.spec).alias("policy"), pl.all())
+        for one in judged
+        if one.judgement is not None and one.judgement.proof is not None
+    ]
+    return pl.concat(found) if found else None
 
 
 def _price_source(path: Path) -> Replay | CostModel:

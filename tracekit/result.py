@@ -25,14 +25,20 @@ class Result:
         document: the content of summary.json (schemas/summary.schema.json).
         operations: columns as ``machine.operations.SCHEMA``; None for a result read from its summary alone.
         counts: per policy, episode and operation, how often traced and under the policy; None likewise.
+        proof: per policy and unsafe outcome, the event that shows it (``policies.Judgement.proof``); None: no such.
     """
 
     def __init__(
-        self, document: dict[str, Any], operations: pl.DataFrame | None = None, counts: pl.DataFrame | None = None
+        self,
+        document: dict[str, Any],
+        operations: pl.DataFrame | None = None,
+        counts: pl.DataFrame | None = None,
+        proof: pl.DataFrame | None = None,
     ) -> None:
         self.document = document
         self.operations = operations
         self.counts = counts
+        self.proof = proof
 
     def __repr__(self) -> str:
         names = ", ".join(policy["name"] for policy in self.document["policies"])
@@ -82,7 +88,7 @@ class Result:
             new = scratch / "new"
             new.mkdir()
             (new / SUMMARY).write_text(json.dumps(self.document, indent=1) + "\n")
-            for name, table in (("operations", self.operations), ("counts", self.counts)):
+            for name, table in (("operations", self.operations), ("counts", self.counts), ("proof", self.proof)):
                 if table is not None:
                     content = BytesIO()  # polars has no error of its own for a full disk
                     table.write_parquet(content, compression="zstd")
@@ -127,7 +133,9 @@ def open_result(path: Path) -> Result:
     lacking = [key for key in schema["required"] if key not in document]
     if lacking:
         raise TableError(f"{path}: not a result: it lacks {', '.join(lacking)}; make it anew with tracekit replay -o")
-    return Result(document, *(_read_table(file.parent / f"{name}.parquet") for name in ("operations", "counts")))
+    return Result(
+        document, *(_read_table(file.parent / f"{name}.parquet") for name in ("operations", "counts", "proof"))
+    )
 
 
 def _read_table(file: Path) -> pl.DataFrame | None:

@@ -57,7 +57,7 @@ def find_walks(rows: pl.DataFrame) -> Walks:
     folio = rows["folio"].fill_null(0).to_numpy()
     run = unbroken(rows)
     walk = _number_walks(kind, run, folio)
-    walk = _split_repeats(kind, walk, rows["vma"].fill_null(0).to_numpy())
+    walk = _split_repeats(kind, walk, rows.select("vma", "addr"))
     visit, orphans = _visit_of_entries(kind, run)
     walk = np.where(visit >= 0, walk[visit], walk)
     position = _positions(kind, walk)
@@ -87,22 +87,26 @@ def _number_walks(kind: npt.NDArray[np.uint8], run: Ints, folio: npt.NDArray[np.
     return walk
 
 
-def _split_repeats(kind: npt.NDArray[np.uint8], walk: Ints, vma: npt.NDArray[np.uint64]) -> Ints:
-    """A tree holds a VMA once: where one comes back, with no event between, a new walk has begun."""
+def _split_repeats(kind: npt.NDArray[np.uint8], walk: Ints, places: pl.DataFrame) -> Ints:
+    """A walk comes to a VMA once: where one comes back, with no event between, a new walk has begun.
+
+    Only the walk of a KSM page, which one VMA may map at several addresses, comes to it at each of them (mm/ksm.c,
+    rmap_walk_ksm: first to the address spaces that were merged, then to those forked from them).
+    """
     at = np.flatnonzero((walk >= 0) & np.isin(kind, (Kind.TRY_VISIT, Kind.REMOVE_VISIT)))
-    seen = pl.DataFrame({"walk": walk[at], "vma": vma[at]})
+    seen = places[at].with_columns(pl.all().fill_null(0), walk=walk[at])
     if not seen.is_duplicated().any():
         return walk
     starts = np.zeros(len(walk), dtype=bool)
     inside = np.flatnonzero(walk >= 0)
     starts[inside] = np.diff(walk[inside], prepend=-1) != 0
-    repeats = seen.with_columns(at=at).filter(pl.struct("walk", "vma").is_duplicated().any().over("walk"))
-    walk_before, visited = -1, set[int]()
-    for this_walk, this_vma, row in repeats.iter_rows():  # few: what is repeated is told by other events, too
-        if this_walk != walk_before or this_vma in visited:
+    repeats = seen.with_columns(at=at).filter(pl.struct("walk", "vma", "addr").is_duplicated().any().over("walk"))
+    walk_before, visited = -1, set[tuple[int, int]]()
+    for this_walk, vma, addr, row in repeats.select("walk", "vma", "addr", "at").iter_rows():  # few: other events tell
+        if this_walk != walk_before or (vma, addr) in visited:
             starts[row] |= this_walk == walk_before
             walk_before, visited = this_walk, set()
-        visited.add(this_vma)
+        visited.add((vma, addr))
     return np.where(walk >= 0, np.cumsum(starts) - 1, -1)
 
 

@@ -54,7 +54,9 @@ class Judgement:
         open: what the trace leaves open, by name: an interval, not a number.
         batches: copies that are made together; None: the policy leaves them alone.
         amounts: name of ``operations.AMOUNTS`` → int64[n_ops], how much more of it than traced; negative: less.
-        proof: what shows the unsafe outcomes, one row each: outcome, time_ns, task, addr, seq; None: none.
+        proof: what shows the unsafe outcomes, one row each, for a reader to look up in the trace; None: none. Columns
+            outcome (a name of ``unsafe``), time_ns, task, addr, vma, mm, folio, episode, seq (of the event), made_by
+            and made_ns (what made it so, and when; null: not known).
     """
 
     executed: Ints

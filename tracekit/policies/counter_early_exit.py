@@ -77,6 +77,7 @@ class CounterEarlyExit:
             },
             harmed=ops["episode"].is_in(stale["episode"].implode()).fill_null(value=False).to_numpy(),
             unsafe={"stale_migration_entries": len(stale)},
+            proof=_proof(ops, stale),
             open=self._open(episodes) | ({"folios_of_unknown_order": int(cut.sum())} if cut.any() else {}),
         )
 
@@ -128,6 +129,19 @@ def _counts(ops: pl.DataFrame) -> pl.DataFrame:
         )
         .with_columns(counted=pl.col("set") + pl.col("copied_late") - pl.col("zapped_late"))
         .collect()
+    )
+
+
+def _proof(ops: pl.DataFrame, stale: pl.DataFrame) -> pl.DataFrame | None:
+    """What shows each entry left behind: that it was restored as traced, and how it came to be uncounted."""
+    if stale.is_empty():
+        return None
+    made = ops.filter(pl.col("op").is_in(["migration_entry.fork_copy", "migration_entry.collect"])).select(
+        "episode", "vma", "addr", made_by="op", made_ns="time_ns"
+    )
+    return stale.join(made, on=["episode", "vma", "addr"], how="left", maintain_order="left").select(
+        pl.lit("stale_migration_entries").alias("outcome"),
+        *("time_ns", "task", "addr", "vma", "mm", "folio", "episode", "seq", "made_by", "made_ns"),
     )
 
 
