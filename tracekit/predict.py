@@ -127,7 +127,8 @@ def _judged_times(
         if isinstance(batched, str):
             return batched
         # of all calls, while ``untraced`` is of those drawn
-        saved = saved + batched * untraced / _untraced(felt, costs.prices)
+        whole = _untraced(felt, costs.prices)
+        saved = saved + batched * np.divide(untraced, whole, out=np.ones(DRAWS), where=whole > 0)
     if saved[0] >= untraced[0] or np.mean(saved >= untraced) > _VOID:
         return "void: the estimated tracing overhead leaves less time than the policy would save"
     return untraced, saved
