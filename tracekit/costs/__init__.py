@@ -31,7 +31,7 @@ UPDATE = "counter.update"
 CHECK = "page.check"  # reads one counter, and writes one of its own
 UPDATE_SHARE = (0.01, 0.004)  # of a probe's overhead: one atomic update of a counter; its deviation
 LENT = 0.08  # of a price taken from another trace: deviation
-MARGIN = {"one_trace": 0.015, "two_densities": 0.02, "phases": 0.015}
+MARGIN = {"one_trace": 0.015, "two_densities": 0.03, "phases": 0.015}
 
 
 def calibrate(replay: Replay, others: Sequence[Replay | CostModel] = ()) -> CostModel:

@@ -22,8 +22,8 @@ from tracekit.machine.timeline import Kind, Source
 # The same work: the events that both traces have are in both in the same proportions, within this
 _ALIKE = 0.03
 _SAME_COUNT = 0.02  # records of an event in a stretch, between the two traces
-_ROUGH = 0.01  # of a difference: deviation of its equation
-_SHARE_DEVIATION = 0.1
+_ROUGH = 0.005  # of a difference: deviation of its equation
+_SHARE_DEVIATION = 0.3
 _MODEL = 0.015  # of O: what is left when all else is right
 _APART = 0.15  # of the overhead: what one trace alone is off by at most
 _NO_WORK = ("print",)
