@@ -19,7 +19,7 @@ import pytest
 from conftest import CAPTURES, Run
 
 DEMO, LOST, NO_PROBES = CAPTURES["demo"], CAPTURES["7.2-rec-lost"], CAPTURES["6.12-forkcow-c4-all"]
-VERBS = ("ingest", "info", "replay", "report", "compare", "validate", "policies", "formats", "demo")
+VERBS = ("ingest", "info", "replay", "report", "compare", "validate", "policies", "formats", "record", "doctor", "demo")
 
 
 def one_line(done: subprocess.CompletedProcess[str], status: int) -> str:
@@ -212,6 +212,8 @@ def result(tracekit: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("validate", "folder"), r"folder: no spec\.json below"),
         (("validate", "odd"), r"odd/spec\.json: cannot be understood"),
         (("demo", "-o", "folder"), r"folder exists"),
+        (("record", "--profile", "heavy", "true"), r"there are light, rmap, graph"),
+        (("record", "--dry-run", "--seconds", "1", "true"), r"not both|cannot record"),
     ],
     ids=lambda value: " ".join(map(str, value)).replace(str(DEMO), "DEMO") if isinstance(value, tuple) else "",
 )  # fmt: skip
