@@ -33,8 +33,9 @@ class Events(NamedTuple):
         """The same, with nothing but the first ``width`` bytes of each event to keep alive."""
         matrix = gather(self.arena, self.at, width)
         at = np.arange(len(matrix), dtype=np.int64) * matrix.shape[1]
-        columns = (column if column is None else column.copy() for column in self[2:7])
-        return Events(matrix.reshape(-1), at, *columns, matrix)  # type: ignore[arg-type]
+        size, time_ns, cpu, seq = (column.copy() for column in (self.size, self.time_ns, self.cpu, self.seq))
+        chain = None if self.chain is None else self.chain.copy()
+        return Events(matrix.reshape(-1), at, size, time_ns, cpu, seq, chain, matrix)
 
     def rows(self, row_bytes: int) -> Rows:
         """At least the first ``row_bytes`` of each event."""
