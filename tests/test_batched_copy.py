@@ -68,10 +68,11 @@ class Move(traces.Script):
         self.wait(times.get("r", 0))
         self.remove(folio + (1 << 40), [-1], order=order, addr=addr)
 
-    def batch(self, orders, *, flush=False, **times):
+    def batch(self, orders, *, flush=False, u=0, **times):
         """Unmap all, move all: 6.3 and later."""
         folios = self.sources(orders)
         for place, (folio, order) in enumerate(folios):
+            self.wait(u)
             self.unmap(folio, order, flush=flush, addr=0x1000 * (place + 1))
         for place, (folio, order) in enumerate(folios):
             self.move(folio, order, addr=0x1000 * (place + 1), **times)
@@ -271,6 +272,23 @@ def test_e1_4_time_blocked(replayed, table):
     assert times(four, "policy") == {"total_ns": 3 * 22, "first_ns": 16, "sum_ns": 3 * 76, "worst_ns": 22}
 
 
+def test_folios_wait_for_those_unmapped_after_them_in_their_batch(replayed):
+    script = Move()
+    for _ in range(3):
+        script.begin()
+        script.batch([0] * 4, u=5_000, m=1_000, c=10_000, r=2_000)
+        script.finish()
+    whole, single = "batched_copy:threads=1", "batched_copy:threads=1,batch=1"
+    result = replayed(script, whole, single)
+    found = {policy["spec"]: policy["blocking"] for policy in result.document["policies"][2:]}
+    assert found[whole]["first_ns"]["traced"]["median"] == 1000 * (3 * 5 + 13)
+    assert found[whole]["first_ns"]["policy"]["median"] == 1000 * (3 * 5 + 46)
+    assert found[whole]["worst_ns"]["policy"]["median"] == 1000 * (3 * 5 + 46), (
+        "the last waits for copies, not for them"
+    )
+    assert found[single]["first_ns"]["policy"]["median"] == 1000 * 13
+
+
 def test_copied_before_the_move_the_others_metadata_do_not_delay_the_first(replayed):
     spec = "batched_copy:threads=1,order=before_move"
     found = replayed(e1_4(), spec).document["policies"][-1]["blocking"]
@@ -405,7 +423,7 @@ def test_folios_that_fill_a_batch_each_do_not_tell_how_it_was_cut(replayed):
     script.finish()
     result = replayed(script, "batched_copy")
     assert sizes(result, "batched_copy") == [[512], [512]]
-    assert sizes(result, "batched_copy:batch=1024") == [[512, 512]]
+    assert sizes(result, "batched_copy:batch=1000") == [[512, 512]], "including what brings it there"
 
 
 def test_flushes_of_one_processor_stay(replayed):
