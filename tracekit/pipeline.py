@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from tracekit import policies, recording
-from tracekit.costs import CostModel, calibrate, tables
+from tracekit.costs import CostModel, calibrate, tables, without_overhead
 from tracekit.errors import OutputError, UsageError
 from tracekit.ingest import ingest, printable
 from tracekit.machine.replay import VISIT_EVENTS, Replay, replay
@@ -81,7 +81,7 @@ def run(
         else Judged(one, None)
         for one in chosen
     ]
-    document = summarise(trace, facts, calibrate(facts, [_price_source(path) for path in costs]), judged)
+    document = summarise(trace, facts, calibrate(facts, [_price_source(path, trace) for path in costs]), judged)
     counts = [_counts(facts, one.chosen.spec, one.judgement) for one in judged if one.judgement is not None]
     return Result(document, facts.operations, pl.concat(counts), _proof(judged))
 
@@ -96,8 +96,16 @@ def _proof(judged: Sequence[Judged]) -> pl.DataFrame | None:
     return pl.concat(found) if found else None
 
 
-def _price_source(path: Path) -> Replay | CostModel:
-    return tables.read(path) if tables.is_table(path) else replay(load(path))
+def _price_source(path: Path, trace: Trace) -> Replay | CostModel:
+    if tables.is_table(path):
+        return tables.read(path)
+    other = load(path)
+    facts = replay(other)
+    return facts if _is_perfs(other) == _is_perfs(trace) else without_overhead(calibrate(facts))
+
+
+def _is_perfs(trace: Trace) -> bool:
+    return str(trace.manifest["source"]["format"]).startswith("perf")
 
 
 def _judgeable(trace: Trace, facts: Replay, policy: Policy) -> bool:

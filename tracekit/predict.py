@@ -73,11 +73,20 @@ class Asked(NamedTuple):
         judgement: of the operations that are certain.
         perhaps: of ``likely`` operations, too: the best guess, and with the certain ones the interval; None: all are.
         is_null: the policy is the kernel as it was. Any other is code that runs, even where it changes nothing.
+        spared, perhaps_spared: ``spared_by_call`` of both, where they are known already (``ask``).
     """
 
     judgement: Judgement
     perhaps: Judgement | None = None
     is_null: bool = False
+    spared: pl.DataFrame | None = None
+    perhaps_spared: pl.DataFrame | None = None
+
+
+def ask(replay: Replay, judgement: Judgement, perhaps: Judgement | None = None, *, is_null: bool = False) -> Asked:
+    """Make ready for many predictions: what hangs on the operations alone is counted once."""
+    more = None if perhaps is None else spared_by_call(replay, perhaps)
+    return Asked(judgement, perhaps, is_null, spared_by_call(replay, judgement), more)
 
 
 def predict(replay: Replay, asked: Asked, costs: CostModel, calls: pl.DataFrame) -> Prediction:
@@ -109,7 +118,7 @@ def _judged_times(
     """
     judgement, perhaps = asked.judgement, asked.perhaps
     inside = enclosed(replay, calls)
-    spared = _spared_in(replay, judgement, inside)
+    spared = _own(asked.spared if asked.spared is not None else spared_by_call(replay, judgement), judgement, inside)
     share = _accounted(replay, inside)
     reason = _lacking(costs, calls, spared, judgement) or _unaccounted(judgement, share)
     if reason:
@@ -119,7 +128,8 @@ def _judged_times(
     felt = _felt(replay, calls)
     untraced, saved = _times(replay, felt, spared, costs.prices)
     if perhaps is not None:
-        more = _spared_in(replay, perhaps, inside).filter(pl.col("key").is_in(list(costs.prices.price_ns)))
+        more = asked.perhaps_spared if asked.perhaps_spared is not None else spared_by_call(replay, perhaps)
+        more = _own(more, perhaps, inside).filter(pl.col("key").is_in(list(costs.prices.price_ns)))
         saved = saved + _part("perhaps", 0, 1, 1) * (_times(replay, felt, more, costs.prices)[1] - saved)
     saved = saved * _part("unaccounted", 1, 1 / share if share else 1, 1)
     if judgement.batches is not None:
@@ -170,11 +180,11 @@ def _part(name: str, low: float, high: float, best: float) -> Floats:
     return draws
 
 
-def _spared_in(replay: Replay, judgement: Judgement, inside: pl.DataFrame) -> pl.DataFrame:
+def _own(spared: pl.DataFrame, judgement: Judgement, inside: pl.DataFrame) -> pl.DataFrame:
     """Rows of ``spared_by_call`` in the calls ``inside``, less what the judgement prices by itself."""
-    spared = spared_by_call(replay, judgement).join(inside, on="call", how="semi")
+    here = spared.join(inside, on="call", how="semi")
     # what a copy in a batch takes is its own, and not that of its sort
-    return spared.filter(~pl.col("key").is_in(blocking.OWN)) if judgement.batches is not None else spared
+    return here.filter(~pl.col("key").is_in(blocking.OWN)) if judgement.batches is not None else here
 
 
 def _accounted(replay: Replay, inside: pl.DataFrame) -> float:

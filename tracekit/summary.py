@@ -11,7 +11,7 @@ from tracekit.exposure import exposure
 from tracekit.machine import operations, selfcheck
 from tracekit.machine.replay import Replay
 from tracekit.policies import Chosen, Judgement
-from tracekit.predict import Asked, as_json, enclosed, enclosing, predict, spared_by_call
+from tracekit.predict import Asked, as_json, ask, enclosed, enclosing, predict
 from tracekit.trace import Trace
 
 SCHEMA = "tracekit/summary/1"
@@ -105,11 +105,13 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         return {**head, "reason": reason, "record": recording.record_command() if lacking else None}
     counted = _counted(replay, judgement)
     used = enclosing(replay, replay.operations.select("call"))
-    changed = enclosing(replay, spared_by_call(replay, judgement).select("call"))
+    asked = ask(replay, judgement, judged.perhaps, is_null=judged.chosen.name == "as_traced")
+    assert asked.spared is not None
+    changed = enclosing(replay, asked.spared.select("call"))
     outermost = replay.calls.filter(pl.col("parent").is_null())
     touched = outermost.join(changed if len(changed) else used, on="call", how="semi")
     worked = replay.calls.filter("is_named").join(used, on="call", how="semi", maintain_order="left")
-    total = as_json(predict(replay, _asked(judged), costs, touched))
+    total = as_json(predict(replay, asked, costs, touched))
     return {
         **head,
         "reason": total["reason"],
@@ -117,7 +119,7 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         "time_ns": total["time_ns"],
         "ratio": total["ratio"],
         "calls": [
-            {**_call(replay, judged, costs, str(key[0]), calls), "operations": _operations(replay, counted, calls)}
+            {**_call(replay, asked, costs, str(key[0]), calls), "operations": _operations(replay, counted, calls)}
             for key, calls in worked.group_by("name", maintain_order=True)
         ],
         "unsafe": judgement.unsafe,
@@ -137,15 +139,8 @@ def _blocking(replay: Replay, judgement: Judgement, costs: CostModel) -> dict[st
     return blocking.as_json(blocking.blocking(replay, judgement.batches, costs.prices))
 
 
-def _asked(judged: Judged) -> Asked:
-    assert judged.judgement is not None
-    return Asked(judged.judgement, judged.perhaps, is_null=judged.chosen.name == "as_traced")
-
-
-def _call(replay: Replay, judged: Judged, costs: CostModel, name: str, calls: pl.DataFrame) -> dict[str, Any]:
-    judgement = judged.judgement
-    assert judgement is not None
-    prediction = predict(replay, _asked(judged), costs, calls)
+def _call(replay: Replay, asked: Asked, costs: CostModel, name: str, calls: pl.DataFrame) -> dict[str, Any]:
+    prediction = predict(replay, asked, costs, calls)
     return {
         "call": name,
         "n": prediction.n,
