@@ -36,7 +36,7 @@ from tracekit.machine.reconstruct.walker import Walker
 from tracekit.machine.timeline import Kind, Source
 from tracekit.trace import Trace
 
-__all__ = ["Reconstruction", "reconstruct", "take"]
+__all__ = ["Reconstruction", "pruned", "reconstruct", "take"]
 
 
 _AT_ONCE = 1 << 16  # events made Python objects at a time
@@ -66,11 +66,12 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
     cycle, faults = life_cycle(trace), page_faults(trace)
     how = Shown.of(cycle, faults, complete=complete)
-    walker = take(_pruned(cycle, faults, marks), marks, how)
+    walker = take(pruned(cycle, faults, marks), marks, how)
     return Reconstruction(_merge(rows, walker.made), dict(walker.why))
 
 
-def _pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
+def pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
+    """The life cycle with the faults, without what no migrated page depends on."""
     cycle = with_flags(cycle)
     moved = prune.migrated(marks)
     near = prune.areas(cycle, moved.pages)

@@ -64,6 +64,7 @@ _CODES = {
 _ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
 _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")
 CLONE_VM = 0x100
+MAP_ANONYMOUS = 0x20
 WRITE = 2  # page_fault_user's error_code
 DIRTY = 1 << 8  # beside the type of a migration entry: it carries the dirty bit
 PMD = 1  # in f of a SET or RESTORE
@@ -88,19 +89,22 @@ class Shown(NamedTuple):
         exit_mmap: when an address space is gone.
         exec_side_band: exec by perf's own record, which counts then.
         complete: the calls that map and unmap; without them no tree is certain.
+        mapped_files: how many mappings there are of files that only the number of a descriptor tells.
     """
 
     faults: bool
     exit_mmap: bool
     exec_side_band: bool
     complete: bool
+    mapped_files: int
 
     @classmethod
     def of(cls, cycle: pl.DataFrame, faults: pl.DataFrame, *, complete: bool) -> "Shown":
         """By what is there."""
         codes = set(cycle["code"].unique().to_list())
         side_band = bool(((cycle["code"] == Code.EXEC) & (cycle["b"] == 1)).any())
-        return cls(not faults.is_empty(), Code.EXIT_MMAP in codes, side_band, complete)
+        of_file = (pl.col("code") == Code.MMAP) & (pl.col("d") & MAP_ANONYMOUS == 0) & (pl.col("ret") > 0)
+        return cls(not faults.is_empty(), Code.EXIT_MMAP in codes, side_band, complete, len(cycle.filter(of_file)))
 
 
 def life_cycle(trace: Trace) -> pl.DataFrame:

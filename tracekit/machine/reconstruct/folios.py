@@ -3,10 +3,9 @@
 from typing import NamedTuple
 
 from tracekit.machine.reconstruct.match import Holds
-from tracekit.machine.reconstruct.spaces import folio_at, folio_before
+from tracekit.machine.reconstruct.spaces import AROUND, folio_at, folio_before
 from tracekit.machine.reconstruct.state import AnonVma, File, Folio, Space, Vma
 
-AROUND = 4  # log2 of the pages that a read fault on a file maps (fault_around_bytes = 65536)
 IMAGE = 1 << 14  # pages beyond a mapped ELF segment in which its other segments lie
 
 
@@ -161,6 +160,8 @@ def _holds(found: Found, vma: Vma, order: int, *, faults: bool) -> Holds:
     if not faults:
         return Holds.MAYBE if mapped or file else Holds.NO
     page = vma.page(found.pgoff)
+    if file and not mapped and page >> AROUND in vma.space.cut:
+        return Holds.MAYBE
     if in_flight(vma.space, range(page, page + (1 << order)), file=file) and (mapped is file or not file):
         return Holds.MAYBE
     return Holds.YES if mapped else Holds.NO

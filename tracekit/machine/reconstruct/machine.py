@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.machine.reconstruct import spaces
-from tracekit.machine.reconstruct.events import CLONE_VM, WRITE, Code, Shown
-from tracekit.machine.reconstruct.folios import AROUND, image_of
+from tracekit.machine.reconstruct.events import CLONE_VM, MAP_ANONYMOUS, WRITE, Code, Shown
+from tracekit.machine.reconstruct.folios import image_of
+from tracekit.machine.reconstruct.spaces import AROUND
 from tracekit.machine.reconstruct.state import EVERYWHERE, AnonVma, File, Folio, Space, Vma
 
 Handler = Callable[["Event"], None]
@@ -26,6 +27,7 @@ class Life:
         epoch: losses of events so far.
         now: number of the event being taken.
         changed: number of the latest that took VMAs out of trees.
+        mapped_files: how many mappings there are of files that only the number of a descriptor tells.
         space_of: the address space of a thread.
         target: of a thread, the process whose memory its system call moves; 0: its own.
         index: page → the spaces in which something was written there.
@@ -41,7 +43,7 @@ class Life:
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.index: dict[int, list[Space]] = {}
-        self.faults, self.exit_mmap, self.exec_side_band, self.complete = shown
+        self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files = shown
         self.epoch = 0
         self.changed = 0
         self.exiting: set[int] = set()
@@ -150,7 +152,7 @@ class Life:
         space, start = self.space(tid), ret >> _PAGE
         shared = flags & spaces.MAP_TYPE in spaces.MAP_SHARED
         file = None
-        if not flags & spaces.MAP_ANONYMOUS:
+        if not flags & MAP_ANONYMOUS:
             file = self.files.setdefault((space.fd_family, fd), File(sure=False))
         elif shared:
             file = File(sure=True)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import polars as pl
 
 from tracekit.machine.reconstruct.events import CLONE_VM, WRITE, Code
-from tracekit.machine.reconstruct.folios import AROUND, IMAGE
+from tracekit.machine.reconstruct.folios import IMAGE
+from tracekit.machine.reconstruct.spaces import AROUND
 
 Numbers = npt.NDArray[np.int64]
 

@@ -7,7 +7,7 @@ from tracekit.machine.reconstruct.folios import states
 from tracekit.machine.reconstruct.identify import Identity
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.match import Hits, Holds, lay
-from tracekit.machine.reconstruct.state import EVERYWHERE, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, File, Space, Vma
 from tracekit.machine.reconstruct.walk import Walk
 
 
@@ -42,6 +42,8 @@ def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
         why = found.why
     elif not found.folio.sure:
         why = "origin of the folio not seen"
+    elif isinstance(found.folio.mapping, File) and not found.folio.mapping.sure and life.mapped_files > 1:
+        why = "which mappings are of the file not seen"
     else:
         unsettled = _unsettled(walk, tree, visited, life)
         if not unsettled and life.changed >= walk.when:

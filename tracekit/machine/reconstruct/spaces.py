@@ -7,7 +7,8 @@ from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, V
 
 PROTECTION = 0xF
 MAP_FLAGS = 0x2_6100  # STACK, NORESERVE, LOCKED, GROWSDOWN: those of mmap that become flags of the VMA
-MAP_TYPE, MAP_SHARED, MAP_ANONYMOUS = 0xF, (0x1, 0x3), 0x20
+MAP_TYPE, MAP_SHARED = 0xF, (0x1, 0x3)
+AROUND = 4  # log2 of the pages that a read fault on a file maps (fault_around_bytes = 65536)
 # madvise behaviours (uapi/asm-generic/mman-common.h) that change a VMA's flags and so may split it
 CHANGES_FLAGS = frozenset((0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19))
 ZAPS = frozenset((4, 9, 24))  # MADV_DONTNEED, MADV_REMOVE, MADV_DONTNEED_LOCKED
@@ -228,11 +229,23 @@ def mremap(space: Space, old: range, new: range, now: int) -> None:
 
 def zap(space: Space, start: int, end: int, now: int) -> None:
     """Note that nothing is mapped at start..end any more."""
+    if space.windows:
+        _forget_windows(space, start, end)
     if end - start > _FEW:
         space.zaps.append((now, start, end))
         return
     for page in range(start, end):
         space.own.setdefault(page, []).append((now, None))
+
+
+def _forget_windows(space: Space, start: int, end: int) -> None:
+    """What reads and writes of files had mapped there is gone; of a window that was cut some may be left."""
+    for window in list(space.windows):
+        first, pages = (~window, 1) if window < 0 else (window << AROUND, 1 << AROUND)
+        if first < end and start < first + pages:
+            space.windows.discard(window)
+            if window >= 0 and not start <= first < first + pages <= end:
+                space.cut.add(window)
 
 
 def folio_before(space: Space, page: int, event: int) -> Folio | None:

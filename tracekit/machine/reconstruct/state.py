@@ -188,6 +188,7 @@ class Space:
         linked: end of the part of it that is certainly in the trees, while the fork goes on.
         faulting: thread → page of its latest fault, which may not be over.
         epoch: how many losses of events there had been when its family began.
+        windows, cut: what faults mapped of files: ~page where written, page >> AROUND where read; those cut by a zap.
         data: the lowest page outside any VMA seen that was written: there the image's data begins.
         dying: event at which its exit began; from then on which of its VMAs are unlinked is not known.
     """
@@ -210,7 +211,7 @@ class Space:
             "rest",
             "starts",
         ),
-        *("users", "vmas", "windows", "zaps"),
+        *("users", "vmas", "cut", "windows", "zaps"),
     )
     count = 0
 
@@ -225,6 +226,7 @@ class Space:
         self.own: dict[int, list[tuple[int, Folio | None]]] = {}
         self.zaps: list[tuple[int, int, int]] = []
         self.windows: set[int] = set()
+        self.cut: set[int] = set()
         self.maps: list[Vma] = []
         self.fd_family: int = parent.fd_family if parent else self.number
         self.users = 1

@@ -1,0 +1,209 @@
+"""Reconstruction against a small kernel (tests/naive_kernel.py) that knows which VMAs its walks went through.
+
+Hypothesis makes up what processes do. What the kernel shows of it is all the machine has: every walk must be found, in
+the same VMAs, in the same order. Where events are lost, and that is told, whatever is still called certain must be
+right; where they are lost, doubled or moved and nothing tells it, nothing is raised.
+"""
+
+from unittest import mock
+
+import polars as pl
+from hypothesis import HealthCheck, Phase, given, settings, target
+from hypothesis import strategies as st
+from naive_kernel import File, Kernel
+
+from tracekit.machine.reconstruct import pruned, take
+from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, Shown
+from tracekit.machine.reconstruct.machine import Life
+from tracekit.machine.reconstruct.rows import MM
+from tracekit.machine.timeline import Kind
+
+EXAMPLES = settings(
+    max_examples=120,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
+)
+BASE, SIZE = 0x7F000, 4
+MARKS = ("SET", "RESTORE", "EDGE")
+
+
+def play(draw, kernel, steps):
+    """What Hypothesis has the processes do."""
+    file, tasks, movers = File(), [100], []
+
+    def one(*, alone=False):
+        task = draw(st.sampled_from(tasks))
+        if task not in kernel.mm:
+            return
+        start = BASE + draw(st.integers(0, SIZE - 1))
+        pages = draw(st.integers(1, BASE + SIZE - start))
+        what = draw(st.sampled_from(["write"] * 8 + ["fork"] * 3 + ["migrate"] * 9 + OTHERS))
+        if what == "write":
+            for page in range(start, start + min(pages, 3)):
+                kernel.write(task, page)
+        elif what == "migrate" and not alone:
+            between = [lambda: one(alone=True)] * draw(st.integers(0, 2))
+            owner = draw(st.sampled_from(tasks))
+            if owner in kernel.mm and kernel.mm[owner].table:
+                mapped = sorted(kernel.mm[owner].table)
+                movers.append(task)
+                kernel.migrate(task, owner, mapped[(start - BASE) % len(mapped)], between)
+                movers.pop()
+        elif what == "fork" and len(tasks) < 9:
+            tasks.append(kernel.fork(task))
+        elif what == "thread" and len(tasks) < 9:
+            tasks.append(kernel.thread(task))
+        elif what == "mmap":
+            shared = draw(st.booleans())
+            kernel.mmap(task, start, pages, shared=shared, file=file if shared else None)
+        elif what in ("exit", "exec") and len(tasks) > 1 and task not in movers:
+            if kernel.mm[task].users == 1 or what == "exit":
+                getattr(kernel, what)(task)
+        elif what == "advise":
+            kernel.advise(task, start, pages, huge=draw(st.booleans()))
+        elif what in ("munmap", "dontneed"):
+            getattr(kernel, what)(task, start, pages)
+
+    shared = draw(st.integers(0, 3)) == 0
+    kernel.mmap(100, BASE, SIZE, shared=shared, file=file if shared else None)
+    tasks += [kernel.fork(100) for _ in range(draw(st.integers(0, 2)))]
+    for _ in range(steps):
+        one()
+
+
+OTHERS = ["mmap", "munmap", "advise", "dontneed", "exit", "exec", "thread"]
+
+
+def frames(events):
+    """(life cycle, marks) of what the kernel wrote down; the place of a mark among the marks is its row."""
+    cycle, marks = [], []
+    for now, (name, task, arguments, ret) in enumerate(events, 1):
+        told = mark(name, arguments, len(marks)) if name in MARKS else arguments
+        padded = [*told, *[0] * (6 - len(told))]
+        (marks if name in MARKS else cycle).append((now, now, int(Code[name]), task, *padded, ret))
+    return [pl.DataFrame(rows, schema=SCHEMA, orient="row") for rows in (cycle, marks)]
+
+
+def mark(name, arguments, row):
+    if name == "EDGE":
+        begins, reason = arguments
+        return row, 0, 0, 0, begins, reason
+    page, pfn, *kind = arguments
+    return row, page, pfn, 0, kind[0] + DIRTY if kind else 0, 0
+
+
+def found(walker):
+    """[(try or remove, [(mm of the kernel, address), …], certain)]."""
+    walks = []
+    for made in walker.made:
+        if made.kind in (Kind.TRY, Kind.REMOVE):
+            # a walk that found nothing left is at a guess, and shows nowhere
+            walks.append(("try" if made.kind == Kind.TRY else "remove", [], made.sure, bool(made.folio & 1)))
+        else:
+            walks[-1][1].append((made.mm, made.addr))
+    return [(kind, visits, bool(sure)) for kind, visits, sure, nothing in walks if not nothing]
+
+
+class Remember(dict):
+    """Address spaces by thread, and all that each thread ever had."""
+
+    def __init__(self):
+        super().__init__()
+        self.had = {}
+
+    def __setitem__(self, tid, space):
+        super().__setitem__(tid, space)
+        self.had.setdefault(tid, []).append(space)
+
+
+class Watched(Life):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.space_of = Remember()
+
+
+def run(*arguments):
+    with mock.patch("tracekit.machine.reconstruct.Life", Watched):
+        return take(*arguments)
+
+
+def named(walks, kernel, walker):
+    """The visits with the kernel's address spaces: each thread had as many there, if it is one of those left."""
+    same = {}
+    for tid, spaces in walker.life.space_of.had.items():
+        for space, mm in zip(reversed(spaces), reversed(kernel.had.get(tid, [])), strict=False):
+            same.setdefault(MM + (space.number << 12), mm)
+    return [[(same.get(mm), addr) for mm, addr in visits] for _, visits, _ in walks]
+
+
+def compare(kernel, walker, *, names=True):
+    """How many walks there are and how many certain ones; none of these may be another than the kernel's.
+
+    Without ``names`` only how many VMAs they go through, and where: lost events leave open which thread had what.
+    """
+    walks = found(walker)
+    assert [kind for kind, _, _ in walks] == [kind for kind, _ in kernel.walks]
+    for (_, _, sure), mine, (_, real) in zip(walks, named(walks, kernel, walker), kernel.walks, strict=True):
+        same = mine == real if names else [addr for _, addr in mine] == [addr for _, addr in real]
+        assert same or not sure
+    return len(walks), sum(sure for *_, sure in walks)
+
+
+@EXAMPLES
+@given(st.data())
+def test_every_walk_is_found(data):
+    kernel = Kernel()
+    play(data.draw, kernel, data.draw(st.integers(5, 40)))
+    cycle, marks = frames(kernel.events)
+    walks, sure = compare(kernel, run(cycle, marks))
+    target(walks)
+    of_files = sum(name == "MMAP" and not arguments[3] & 0x20 for name, _, arguments, _ in kernel.events)
+    assert of_files > 1 or walks - sure <= 4 + walks // 3, "uncertain is no excuse"
+
+
+@EXAMPLES
+@given(st.data())
+def test_what_is_left_out_before_changes_nothing(data):
+    kernel = Kernel()
+    play(data.draw, kernel, data.draw(st.integers(5, 40)))
+    cycle, marks = frames(kernel.events)
+    is_fault = pl.col("code") == Code.FAULT
+    how = Shown.of(cycle, cycle.filter(is_fault), complete=True)
+    kept = pruned(cycle.filter(~is_fault), cycle.filter(is_fault), marks)
+    assert compare(kernel, run(kept, marks, how)) == compare(kernel, run(cycle, marks, how))
+
+
+@EXAMPLES
+@given(st.data())
+def test_after_a_loss_what_is_called_certain_is_right(data):
+    """Any run of events but those of a migration is lost, and the trace says that something is."""
+    kernel = Kernel()
+    play(data.draw, kernel, data.draw(st.integers(10, 30)))
+    events = kernel.events
+    at = data.draw(st.integers(1, len(events)))
+    until = at + data.draw(st.integers(0, 5))
+    kept = [event for i, event in enumerate(events) if not at <= i < until or event[0] in MARKS]
+    kept.insert(at, ("LOST", 0, (), 0))
+    compare(kernel, run(*frames(kept)), names=False)
+
+
+@EXAMPLES
+@given(st.data())
+def test_broken_streams_raise_nothing(data):
+    kernel = Kernel()
+    play(data.draw, kernel, data.draw(st.integers(5, 40)))
+    events = list(kernel.events)
+    for _ in range(data.draw(st.integers(1, 8))):
+        i, how = data.draw(st.integers(0, len(events) - 1)), data.draw(st.integers(0, 2))
+        if how == 0:
+            del events[i]
+        elif how == 1:
+            events.insert(data.draw(st.integers(0, len(events))), events[i])
+        else:
+            events.insert(data.draw(st.integers(0, len(events) - 1)), events.pop(i))
+        if not events:
+            break
+    take(*frames(events))
