@@ -21,22 +21,35 @@ def zapped_anonymous(trace: Trace, table: pl.DataFrame) -> pl.Series:
     nothing = pl.repeat(None, len(table), dtype=pl.Boolean, eager=True)
     if zaps.is_empty() or maps.is_empty():
         return nothing
-    covering = zaps.join_where(
-        maps,
-        pl.col("task") == pl.col("map_task"),
-        pl.col("a") >= pl.col("start"),
-        pl.col("a") + pl.col("b") <= pl.col("end"),
-        pl.col("time_ns") > pl.col("map_ns"),
-    )
-    last = covering.sort("map_ns").group_by("task", "time_ns").agg(pl.col("anonymous").last()).sort("time_ns")
-    every = zaps.join(last, on=["task", "time_ns"], how="left").select(
-        "task", "time_ns", call_ns="time_ns", anonymous="anonymous"
+    files = maps.filter(~pl.col("anonymous")).select("task", "time_ns", file_ns="time_ns")
+    # what was mapped there last: by the same start, or by the task's latest mmap() of all
+    same = maps.select("task", "time_ns", "end", "anonymous", a="start", map_ns="time_ns")
+    latest = maps.select("task", "time_ns", "anonymous", low="start", high="end")
+    every = (
+        zaps.join_asof(same, on="time_ns", by=["task", "a"], check_sortedness=False)
+        .join_asof(latest, on="time_ns", by="task", check_sortedness=False, suffix="_latest")
+        .join_asof(files, on="time_ns", by="task", check_sortedness=False)
+        .with_columns(
+            # a file mapped since may lie in the range
+            by_start=pl.col("anonymous")
+            & (pl.col("a") + pl.col("b") <= pl.col("end"))
+            & (pl.col("file_ns").fill_null(-1) < pl.col("map_ns")),
+            by_latest=pl.col("anonymous_latest")
+            & (pl.col("a") >= pl.col("low"))
+            & (pl.col("a") + pl.col("b") <= pl.col("high")),
+        )
+        .select(
+            "task",
+            "time_ns",
+            call_ns="time_ns",
+            anonymous=pl.col("by_start").fill_null(value=False) | pl.col("by_latest").fill_null(value=False),
+        )
     )
     exits = _exits(trace)
     found = (
         table.select("number", "time_ns", "task", "phase")
         .sort("time_ns")
-        .join_asof(every.sort("time_ns"), on="time_ns", by="task", check_sortedness=False)
+        .join_asof(every, on="time_ns", by="task", check_sortedness=False)
         .join_asof(exits, on="time_ns", by="task", check_sortedness=False)
         .with_columns(
             # in the call: no exit of one since
@@ -72,9 +85,9 @@ def _exits(trace: Trace) -> pl.DataFrame:
 
 
 def _mapped(trace: Trace) -> pl.DataFrame:
-    """(map_task, map_ns, start, end, anonymous) of each mmap() whose return was seen."""
+    """(task, time_ns, start, end, anonymous) of each mmap() whose return was seen, in order of time."""
     empty = pl.DataFrame(
-        schema={"map_task": pl.Int32, "map_ns": pl.Int64, "start": pl.UInt64, "end": pl.UInt64, "anonymous": pl.Boolean}
+        schema={"task": pl.Int32, "time_ns": pl.Int64, "start": pl.UInt64, "end": pl.UInt64, "anonymous": pl.Boolean}
     )
     returns = "syscalls:sys_exit_mmap"
     if returns not in trace.event_names or not schema.tables_fit(trace, "mmap"):
@@ -82,24 +95,23 @@ def _mapped(trace: Trace) -> pl.DataFrame:
     entered = pl.concat(
         [
             trace.events(table).select(
-                "time_ns", *schema.columns_of(trace, table, "mmap"), map_task=schema.task_of(trace, table)
+                "time_ns", *schema.columns_of(trace, table, "mmap"), task=schema.task_of(trace, table)
             )
             for table in schema.tables_fit(trace, "mmap")
         ]
     ).sort("time_ns")
-    left = trace.events(returns).select("time_ns", "ret", map_task=schema.task_of(trace, returns)).sort("time_ns")
-    pairs = left.join_asof(
-        entered.with_columns(enter_ns="time_ns"), on="time_ns", by="map_task", check_sortedness=False
-    )
+    left = trace.events(returns).select("time_ns", "ret", task=schema.task_of(trace, returns)).sort("time_ns")
+    pairs = left.join_asof(entered.with_columns(enter_ns="time_ns"), on="time_ns", by="task", check_sortedness=False)
     start = pl.col("ret").cast(pl.UInt64, strict=False)
     return (
         pairs.filter((pl.col("ret") > 0) & pl.col("enter_ns").is_not_null())
         .select(
-            "map_task",
-            map_ns="time_ns",
+            "task",
+            "time_ns",
             start=start,
             end=start + pl.col("b"),
             anonymous=pl.col("d") & _MAP_ANONYMOUS > 0,
         )
+        .sort("time_ns")
         .collect()
     )

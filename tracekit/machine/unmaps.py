@@ -10,6 +10,7 @@ from tracekit.machine.walks import unbroken
 from tracekit.trace import Trace
 
 _MADV_FREE = 8
+_MOST_OVERLAP = 64  # a search through ranges that lie over each other takes their number squared
 _ENDS = (Kind.UNMAP, Kind.UNMAP_RETURN, Kind.SYSCALL_ENTER, Kind.SYSCALL_EXIT, Kind.TRY, Kind.TRY_VISIT)
 
 
@@ -100,6 +101,8 @@ def lazyfree(trace: Trace, folios: pl.DataFrame) -> pl.Series:
     ranges = (
         pl.concat(calls).filter(pl.col("c") == _MADV_FREE).group_by("a", "b").agg(pl.col("time_ns").min()).collect()
     )
+    if _overlap(ranges) > _MOST_OVERLAP:
+        return pl.repeat(None, len(folios), dtype=pl.Boolean, eager=True)
     inside = (
         folios.select("number", "time_ns", "addr")
         .join_where(
@@ -112,3 +115,14 @@ def lazyfree(trace: Trace, folios: pl.DataFrame) -> pl.Series:
         .unique()
     )
     return folios.join(inside, on="number", how="left", maintain_order="left")["inside"]
+
+
+def _overlap(ranges: pl.DataFrame) -> float:
+    """How many of the ``ranges`` (a, b: start and length) an address that lies in one lies in on average."""
+    ends = ranges.sort("a").with_columns(end=pl.col("a") + pl.col("b"))
+    before = ends["end"].cum_max().shift(1, fill_value=0)
+    new = (
+        ends["end"].cast(pl.Float64) - pl.select(pl.max_horizontal(ends["a"], before)).to_series().cast(pl.Float64)
+    ).clip(0)
+    union = float(new.sum())
+    return float(ends["b"].cast(pl.Float64).sum()) / union if union else 0.0
