@@ -199,7 +199,7 @@ def result(tracekit: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("ingest", "empty"), r"empty: offset 0x0: is empty"),
         (("ingest", "cut"), r"cut: .*"),
         (("ingest", DEMO, "-o", "folder"), r"folder: exists; give --force"),
-        (("replay", DEMO, "--policy", "nope"), r"'nope' is not among the policies: as_traced, counter_early_exit"),
+        (("replay", DEMO, "--policy", "nope"), r"'nope' is not among the policies: as_traced, batched_copy"),
         (("replay", DEMO, "--policy", "counter_early_exit:x=1"), r"'x=1' is not a parameter of counter_early_exit"),
         (("replay", DEMO, "--policy", "counter_early_exit:scope=none"), r"scope is one of small, all, not 'none'"),
         (("replay", DEMO, "--fidelity", "imagined"), r"--fidelity imagined"),
