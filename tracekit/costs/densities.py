@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracekit.costs.gaps import MIN_SAMPLES, Records, between, mean_draws, named
+from tracekit.costs.gaps import MIN_SAMPLES, Records, between, mean, mean_draws, named
 from tracekit.costs.model import Floats, Ints, uncertain
 from tracekit.costs.one_trace import PROBE_SHARE, neighbours
 from tracekit.machine.timeline import Kind, Source
@@ -52,12 +52,14 @@ class Overhead(NamedTuple):
     kprobe_ns, tracepoint_ns: float64[DRAWS].
     stretches: how many sorts of stretches it rests on.
     residual: |what the two make of the stretches' differences - those| / those.
+    unlike: share by which stretches differ that hold the same records in both: the machine was not the same.
     """
 
     kprobe_ns: Floats
     tracepoint_ns: Floats
     stretches: int
     residual: float
+    unlike: float
 
 
 def overhead(one: Records, other: Records, share: Floats) -> Overhead | None:
@@ -79,6 +81,7 @@ def overhead(one: Records, other: Records, share: Floats) -> Overhead | None:
             continue
         difference = mean_draws(f"here {key}", a.ns) - mean_draws(f"there {key}", b.ns)
         rows.append((a.kprobes - b.kprobes, a.tracepoints - b.tracepoints, difference))
+    unlike = _unlike(here, there)
     rows = [row for row in rows if abs(row[0]) + abs(row[1]) > _A_RECORD]
     if not any(abs(row[0]) > _A_RECORD for row in rows):
         return None
@@ -89,7 +92,19 @@ def overhead(one: Records, other: Records, share: Floats) -> Overhead | None:
     seen = sum(float(row[2][0]) for row in rows)
     made = sum(float(row[0] * kprobe[0] + row[1] * tracepoint[0]) for row in rows)
     residual = abs(made - seen) / abs(seen)
-    return Overhead(kprobe * model, np.clip(tracepoint, 0.0, kprobe) * model, len(rows), residual)
+    return Overhead(kprobe * model, np.clip(tracepoint, 0.0, kprobe) * model, len(rows), residual, unlike)
+
+
+def _unlike(here: dict[tuple[str, str], Stretches], there: dict[tuple[str, str], Stretches]) -> float:
+    """By how much of their duration stretches differ where the records do not: by that the rest may, too."""
+    apart, total = 0.0, 0.0
+    for key in here.keys() & there.keys():
+        a, b = here[key], there[key]
+        same_records = abs(a.kprobes - b.kprobes) + abs(a.tracepoints - b.tracepoints) <= _SAME_COUNT
+        if same_records and min(len(a.ns), len(b.ns)) >= MIN_SAMPLES:
+            apart += abs(mean(a.ns) - mean(b.ns)) * len(b.ns)
+            total += mean(b.ns) * len(b.ns)
+    return apart / total if total else 0.0
 
 
 def _plausible(kprobe_ns: float, *traces: Records) -> bool:
