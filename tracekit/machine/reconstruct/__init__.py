@@ -66,7 +66,9 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
     cycle, faults = life_cycle(trace), page_faults(trace)
     how = Shown.of(cycle, faults, complete=complete)
-    walker = take(pruned(cycle, faults, marks), marks, how)
+    cycle = pruned(cycle, faults, marks)
+    del faults  # by far the most of what there is
+    walker = take(cycle, marks, how)
     return Reconstruction(_merge(rows, walker.made), dict(walker.why))
 
 
@@ -119,7 +121,8 @@ def _run(life: Life, walker: Walker, events: pl.DataFrame) -> None:
     table = [handlers[code] for code in Code]
     names = [name for name in SCHEMA if name not in ("time_ns", "seq")]
     now = life.now
-    for part in events.select(pl.col(names).fill_null(0)).iter_slices(_AT_ONCE):
+    for whole in events.iter_slices(_AT_ONCE):
+        part = whole.select(pl.col(names).fill_null(0))
         for event in zip(*(part[name].to_list() for name in names), strict=True):
             now += 1
             life.now = now

@@ -42,7 +42,7 @@ class Life:
         self.around = set((pages >> AROUND).tolist())
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
-        self.index: dict[int, list[Space]] = {}
+        self.index: dict[int, dict[Space, None]] = {}
         self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files = shown
         self.epoch = 0
         self.changed = 0
@@ -121,16 +121,18 @@ class Life:
         folio = Folio(self._anon(space, vma), space, self.now)
         if own is None:
             space.own[page] = [(self.now, folio)]
-            self.index.setdefault(page, []).append(space)
-        else:
+            self.index.setdefault(page, {})[space] = None
+        elif space.heirs:
             own.append((self.now, folio))
+        else:  # no one was forked from it who may have what it had before
+            own[:] = [own[-1], (self.now, folio)]
 
     def _write(self, space: Space, page: int, when: int) -> None:
         """The kernel wrote to private memory of ``space``."""
         vma = space.at(page)
         if vma is not None and not vma.shared:
             space.own.setdefault(page, []).append((when, Folio(self._anon(space, vma), space, when)))
-            self.index.setdefault(page, []).append(space)
+            self.index.setdefault(page, {})[space] = None
 
     @staticmethod
     def _anon(space: Space, vma: Vma) -> AnonVma:
@@ -287,6 +289,8 @@ class Life:
         space.users -= 1
         if space.users <= 0:
             self.changed = self.now
+            for page in space.own:
+                self.index.get(page, {}).pop(space, None)
             spaces.unlink(space)
 
     def lose(self, _event: Event) -> None:

@@ -104,9 +104,8 @@ def faults(events: pl.DataFrame, cycle: pl.DataFrame, moved: Migrated, near: Are
     """
     page, time = events["a"].to_numpy() >> 12, events["time_ns"].to_numpy()
     write = (events["b"].to_numpy() & WRITE) != 0
-    at = np.searchsorted(moved.pages, page)
-    there = at < len(moved.pages)
-    there[there] = moved.pages[at[there]] == page[there]
+    at = np.searchsorted(moved.pages, page).clip(max=max(len(moved.pages) - 1, 0))
+    there = moved.pages[at] == page if len(moved.pages) else np.zeros(len(page), dtype=bool)
     exact = there.copy()
     exact[there] = time[there] <= moved.until[at[there]]
     window = ~write & np.isin(page >> AROUND, moved.pages >> AROUND)

@@ -34,6 +34,7 @@ def fork(parent: Space, now: int) -> Space:
     """dup_mmap(): each VMA in order of address; the child's of a file go in right behind the parent's (MODEL A.0)."""
     child = Space(parent, now)
     parent.forked = now
+    parent.heirs += 1
     for vma in parent.all_vmas():
         if vma.flags & NOT_COPIED:
             continue
@@ -56,6 +57,10 @@ def unlink(space: Space) -> None:
     for vma in space.all_vmas():
         vma.unlink()
     space.vmas, space.starts, space.maps, space.rest = [], [], [], None
+    space.users = 0
+    while not space.users and not space.heirs and space.parent is not None:
+        space = space.parent
+        space.heirs -= 1
 
 
 def mmap(space: Space, vma: Vma, file: File | None) -> Vma:

@@ -188,6 +188,7 @@ class Space:
         linked: end of the part of it that is certainly in the trees, while the fork goes on.
         faulting: thread → page of its latest fault, which may not be over.
         epoch: how many losses of events there had been when its family began.
+        heirs: children of it, or dead with some of their own, that may have from it what it had before.
         windows, cut: what faults mapped of files: ~page where written, page >> AROUND where read; those cut by a zap.
         data: the lowest page outside any VMA seen that was written: there the image's data begins.
         dying: event at which its exit began; from then on which of its VMAs are unlinked is not known.
@@ -211,7 +212,7 @@ class Space:
             "rest",
             "starts",
         ),
-        *("users", "vmas", "cut", "windows", "zaps"),
+        *("users", "vmas", "cut", "heirs", "windows", "zaps"),
     )
     count = 0
 
@@ -234,6 +235,7 @@ class Space:
         self.data: int = parent.data if parent else EVERYWHERE
         self.dying = EVERYWHERE
         self.forked = -1
+        self.heirs = 0
         self.rest: Vma | None = None
 
     def at(self, page: int) -> Vma | None:
