@@ -247,13 +247,13 @@ def policies(
     """List the policies and their parameters."""
     from tracekit import policies as package
     from tracekit import registry
-    from tracekit.machine.operations import OPERATIONS
+    from tracekit.machine.operations import AMOUNTS, OPERATIONS
 
     if template:
         _say(package.template().rstrip("\n"))
         return
     if operations:
-        _print_table(OPERATIONS, as_json)
+        _print_table({**OPERATIONS, **AMOUNTS}, as_json)
         return
     described = [package.describe(name) for name in registry.names("tracekit.policies")]
     if as_json:
