@@ -3,6 +3,7 @@
 The kernel is that of ``unmapping``; its own counts are held against the table, too.
 """
 
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -183,3 +184,35 @@ def test_the_kernel_of_a_trace_is_told_by_its_removals(tmp_path):
         trace, _ = traced(tmp_path, whole, zap)
         has = tracekit.replay(trace).document["trace"]["kernel_has"]["batched_zap"]
         assert (has["variant"], has["source"]) == (zap, "trace")
+
+
+def at_random(kernel, seed):
+    """Folios of 2 to 32 pages, some shared, unmapped bit by bit in any order, and at last all the rest."""
+    chance = random.Random(seed)
+    vmas = []
+    for number in range(6):
+        folio = kernel.folio(0xFFFF_EA00_0010_0000 + number * 64 * 64, chance.choice([2, 4, 16, 32]))
+        start = 0x7F00_0000_0000 + TABLE * 4 * number + chance.choice([0, TABLE - 3 * 4096])
+        tasks = range(7, 7 + chance.choice([1, 1, 2]))  # forked: at the same address
+        vmas += [(kernel.map(folio, addr=start, task=task), task) for task in tasks]
+    kernel.counts.clear()
+    for _ in range(12):
+        vma, task = chance.choice(vmas)
+        begin = chance.randrange(vma.folio.pages)
+        kernel.munmap((vma, range(begin, chance.randint(begin, vma.folio.pages))), task=task)
+    for vma, task in vmas:
+        kernel.munmap((vma, range(vma.folio.pages)), task=task)
+    return kernel
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_each_kernel_predicts_the_other(seed, tmp_path):
+    """The same program on both kernels: calls, atomics and folios queued, from the trace of either."""
+    kernels = {zap: at_random(Kernel(zap=zap), seed) for zap in ("none", "upstream")}
+    for zap, other in (("none", "upstream"), ("upstream", "none")):
+        trace = traces.write(tmp_path / zap, kernels[zap].events, always=(*traces.ALWAYS, *ALWAYS))
+        spec = f"batched_zap:rule={other}"
+        policy = tracekit.replay(trace, [spec], kernel_has={"batched_zap": zap}).document["policies"][-1]
+        expected = [kernels[other].counts[name] for name in ("rmap", "atomics", "D")]
+        empty = {"policy": 0}
+        assert [policy["operations"].get(name, empty)["policy"] for name in COLUMNS[:3]] == expected, other
