@@ -47,27 +47,21 @@ class Layout(NamedTuple):
         return (told >> np.uint64(self.offset_shift)) & np.uint64((1 << _OFFSET_BITS) - 1)
 
     def young_bit(self, entries: Words) -> int | None:
-        """Where the accessed bit is in the offsets of ``entries``; None: none of them has either bit.
-
-        Raises:
-            ValueError: the entries have bits that no one place explains.
-        """
-        high = int(np.bitwise_or.reduce(self.offsets(entries), initial=np.uint64(0))) >> self.frame_bits
+        """Where the accessed bit is in the offsets of ``entries``; None: none of them has either bit, or others too."""
+        high = self._above_frame(entries)
         for bit in self.young_bits:
             if high and not high & ~(0b11 << (bit - self.frame_bits)):
                 return bit
-        if high:
-            msg = f"bits {high:#x} above the frame number"
-            raise ValueError(msg)
         return None
+
+    def _above_frame(self, entries: Words) -> int:
+        return int(np.bitwise_or.reduce(self.offsets(entries), initial=np.uint64(0))) >> self.frame_bits
 
     def fits(self, entries: Words) -> bool:
         """Whether all of ``entries`` can be migration entries of this layout."""
         if np.any(entries & np.uint64(self.zero)):
             return False
-        try:
-            self.young_bit(entries)
-        except ValueError:
+        if self._above_frame(entries) and self.young_bit(entries) is None:
             return False
         types = np.unique(self.types(entries)).tolist()
         return not types or any(read <= types[0] and types[-1] <= read + 2 for read in _READ_TYPES)
