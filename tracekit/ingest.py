@@ -268,4 +268,5 @@ def fidelity(tables: dict[str, TableStats], arch: object) -> str | None:
         return "observed"
     life_cycle = {"events/sched/sched_process_fork", "events/sched/sched_process_exit"} & tables.keys()
     shown = bool(life_cycle) or {"tasks", "maps"} <= tables.keys()
+    shown &= "events/migrate/set_migration_pte" in tables  # of no other event can a walk be rebuilt
     return "reconstructed" if shown and arch == "x86_64" else "counts"

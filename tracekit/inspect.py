@@ -14,7 +14,8 @@ def inspect(trace: Trace) -> dict[str, Any]:
     judged = []
     for name in registry.names("tracekit.policies"):
         needs = tuple(policies.describe(name)["needs"])
-        lacking = recording.missing(trace, needs)
+        kind = registry.load("tracekit.policies", name).POLICY
+        lacking = [] if recording.whole_walks(trace, kind) else recording.missing(trace, needs)
         judged.append(
             {
                 "policy": name,

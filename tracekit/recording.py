@@ -11,7 +11,8 @@ _SYSCALLS = ("move_pages", "migrate_pages", "mbind", "munmap", "madvise", "clone
 
 def missing(trace: Trace, needs: tuple[str, ...]) -> list[str]:
     """Those of the canonical events ``needs`` that were not switched on in ``trace``, nor can be reconstructed."""
-    made = RECONSTRUCTED if schema.shows_life_cycle(trace) else ()
+    can_rebuild = schema.shows_life_cycle(trace) and schema.recorded(trace, "set_migration_pte")
+    made = RECONSTRUCTED if can_rebuild else ()
     return [event for event in unrecorded(trace, needs) if event not in made]
 
 
