@@ -298,3 +298,29 @@ def test_what_does_harm_is_no_saving(tmp_path):
     assert by_spec[spec]["operations"][VISIT] == {"traced": 40, "policy": 10}
     assert by_spec[spec]["reason"] is None
     assert by_spec[spec]["ratio"]["median"] >= 1.0
+
+
+def test_a_mark_is_priced_by_the_call_in_it_that_works(tmp_path):
+    """A mark is wider than its system call; but a call in which nothing happened is not what it was about."""
+    clock = Clock()
+    clock.add("ftrace:print", buf="call_begin")
+    clock.work(1e6)  # on the way, not in the call
+    untraced = call(clock)
+    clock.add("ftrace:print", buf="call_end")
+    _, by_spec = run(tmp_path / "in", clock)
+    calls = {call["call"]: call for call in by_spec["counter_early_exit"]["calls"]}
+    assert calls["mark:call"]["ratio"] == calls["move_pages"]["ratio"]
+    assert calls["mark:call"]["traced_ns"] > calls["move_pages"]["traced_ns"] + 1e6
+    assert calls["mark:call"]["time_ns"]["traced"]["median"] == pytest.approx(untraced, rel=0.03)
+    beside = Clock()
+    beside.add("ftrace:print", buf="call_begin")
+    beside.enter("munmap")
+    beside.work(10.0)
+    beside.exit("munmap")
+    untraced = call(beside)
+    events = [event for event in beside.events if "move_pages" not in event.name]  # not recorded
+    end = events[-1].time_ns + 1000
+    events.append(events[0]._replace(time_ns=end, fields={"buf": "call_end"}))
+    document = tracekit.replay(traces.write(tmp_path / "beside", events), ["counter_early_exit"]).document
+    (mark,) = [call for call in document["policies"][-1]["calls"] if call["call"] == "mark:call"]
+    assert mark["time_ns"]["traced"]["median"] > untraced / 2

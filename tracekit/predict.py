@@ -198,12 +198,18 @@ def _accounted(replay: Replay, inside: pl.DataFrame) -> float:
 
 
 def _felt(replay: Replay, calls: pl.DataFrame) -> pl.DataFrame:
-    """``calls`` with the duration and records of the one system call inside, for a mark: a mark is a little wider."""
+    """``calls`` with the duration and records of the one system call inside, for a mark: a mark is a little wider.
+
+    So only where all that the mark holds of operations lies in that call.
+    """
+    worked = replay.operations.select("call").unique()
     inner = (
         replay.calls.filter(pl.col("kind") == "syscall", ~pl.col("lost"))
         .filter(pl.len().over("parent") == 1)
+        .join(enclosing(replay, worked), on="call", how="semi")
         .select("duration_ns", *_TAKEN.values(), call="parent")
         .drop_nulls()
+        .join(worked, on="call", how="anti")
     )
     is_mark = pl.col("kind") == "mark"
     return calls.join(inner, on="call", how="left", maintain_order="left", suffix="_inner").with_columns(
