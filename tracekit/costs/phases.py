@@ -4,7 +4,9 @@
     U = gap(try_to_migrate → next try_to_migrate)           sets E entries, stops behind the last of them
 
 A walk that stops behind the last entry restores what R does in about κU: restoring an entry costs about what setting
-it does. κ = 0.85 (ACCURACY.md), and is uncertain. Both phases hold two or three records, so a rough overhead will do.
+it does. κ = 0.85 (ACCURACY.md), and is uncertain. What follows the walk, unlocking and putting the folio, lies in R,
+too: little beside the copy and what else lies between the two, of which it is taken for 0.015 (a trace in which no folio
+has a second VMA shows 0.03). Both phases hold two or three records, so a rough overhead will do.
 """
 
 from typing import NamedTuple
@@ -18,6 +20,7 @@ from tracekit.costs.one_trace import TRACEPOINT_IN_PROBES
 from tracekit.machine.timeline import Kind, Source
 
 RESTORED_IN_SET = (0.85, 0.08)  # κ, and its deviation
+FINISHING_SHARE = (0.015, 0.010)  # of the way from the copy to the restoring walk: what follows that walk
 PROBE_SHARE = (0.6, 0.12)  # of the smallest usual gap from a probe to whatever comes next
 
 WALK = "remove_migration_ptes.walk"
@@ -69,17 +72,19 @@ def prices(
         tracepoint_ns: of a tracepoint.
     """
     removes, tries = _phases(these, Kind.REMOVE, Kind.COPY), _phases(these, Kind.TRY, Kind.TRY)
+    copies = _phases(these, Kind.COPY, Kind.REMOVE)
     kappa = np.maximum(uncertain("restored in set", *RESTORED_IN_SET), 0.0)
     found = {}
     for name in sorted(set(names)):
-        phases = [_phase(these, i[names[i] == name], j[names[i] == name]) for i, j in (removes, tries)]
+        phases = [_phase(these, i[names[i] == name], j[names[i] == name]) for i, j in (removes, tries, copies)]
         if min(len(phase.ns) for phase in phases) < MIN_SAMPLES:
             continue
-        whole, setting = (
+        whole, setting, copying = (
             phase.net(f"{sort} {name}", kprobe_ns, tracepoint_ns)
-            for sort, phase in zip(("R", "U"), phases, strict=True)
+            for sort, phase in zip(("R", "U", "C"), phases, strict=True)
         )
-        whole, cut = np.maximum(whole, 0.0), np.maximum(kappa * setting, 0.0)
+        finishing = np.maximum(uncertain("finishing", *FINISHING_SHARE), 0.0) * np.maximum(copying, 0.0)
+        whole, cut = np.maximum(whole, 0.0), np.maximum(kappa * setting + finishing, 0.0)
         found[f"{WALK} in {name}"], found[f"{CUT} in {name}"] = whole, np.minimum(cut, whole)
     return found
 
