@@ -186,6 +186,26 @@ def test_damaged_compressed_data_is_named(tmp_path, place):
     assert manifest["truncated"]["bytes_unread"] >= 0
 
 
+@pytest.mark.parametrize("tail", [struct.pack("<IHH", 81, 0, 400) + bytes(80), packed(SAMPLES, [5000])])
+def test_what_is_compressed_twice_is_damage(tmp_path, tail):
+    """It was unpacked anew in window after window. A find of fuzzing."""
+    source = tmp_path / "perf.data"
+    source.write_bytes(compressed_file(SAMPLES + tail, sizes=[1 << 20]))
+    trace = ingest(source, tmp_path / "trace")
+    assert len(pl.read_parquet(trace / "events/unknown/tracepoint_77.parquet")) == 399
+    assert manifest_of(trace)["truncated"]["bytes_unread"] == len(tail)
+
+
+@pytest.mark.parametrize("cut", [1, 60, 90])
+def test_compressed_record_that_is_cut(tmp_path, cut):
+    last = packed(b"".join(syn.sample(time) for time in range(1, 90)), [1 << 20])
+    source = tmp_path / "perf.data"
+    source.write_bytes(compressed_file(SAMPLES, sizes=[1 << 20]) + last[:-cut])
+    trace = ingest(source, tmp_path / "trace")
+    assert len(pl.read_parquet(trace / "events/unknown/tracepoint_77.parquet")) == 399
+    assert manifest_of(trace)["truncated"]["bytes_unread"] == len(last) - cut
+
+
 def test_compressed_record_that_lies_about_its_size(tmp_path):
     good = packed(SAMPLES, [len(SAMPLES)], kind=83)
     bad = struct.pack("<IHHQ", 83, 0, 24, 1 << 40) + bytes(8)

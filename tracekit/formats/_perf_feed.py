@@ -267,7 +267,7 @@ class UnpackedFeed:
             self._ready.append(memoryview(bytes(self._inner)))
             self._inner.clear()
         elif len(self._raw) > self._at:
-            self._ready.append(memoryview(self._raw)[self._at :])
+            self._pass(len(self._raw) - self._at)
         self._ended = True
 
     def _fail(self, problem: str) -> None:

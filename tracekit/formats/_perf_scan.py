@@ -88,9 +88,9 @@ class Scan:
         """Stop there, or unpack what follows."""
         order = self.known.header.order
         kind = int.from_bytes(words[cut.stop : cut.stop + 1].tobytes()[:4], "little" if order == "<" else "big")
-        if kind in COMPRESSED and self._packed:
-            return Cut(cut.stop, 0, order)
         source = segment.source
+        if kind in COMPRESSED and self._packed and not source.unpacks:
+            return Cut(cut.stop, 0, order)
         unread = segment.filled - 8 * cut.stop + _unread(source.feed)
         self._note(source.number, segment.base + 8 * cut.stop, unread, problem)
         source.done = True

@@ -29,6 +29,7 @@ class Source:
         self.window_bytes = WINDOW_BYTES
         self.last_ns = -1  # time of the latest record seen
         self.done = False
+        self.unpacks = False  # compressed records are unpacked on the way
 
     def room(self, share: int) -> int:
         """How many bytes to read next, out of a window's ``share``."""
@@ -44,7 +45,8 @@ class Source:
         return bytes(room[:count])
 
     def unpack(self, order: str) -> None:
-        """From the tail on, records are compressed."""
+        """From the tail on, records are compressed: once, for perf compresses nothing twice."""
+        self.unpacks = True
         self.feed = UnpackedFeed(self.feed, self.tail.tobytes(), order)
         self.place -= len(self.tail)
         self.tail = np.empty(0, np.uint8)
