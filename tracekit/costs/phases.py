@@ -5,8 +5,8 @@
 
 A walk that stops behind the last entry restores what R does in about κU: restoring an entry costs about what setting
 it does. κ = 0.85 (ACCURACY.md), and is uncertain. What follows the walk, unlocking and putting the folio, lies in R,
-too: little beside the copy and what else lies between the two, of which it is taken for 0.015 (a trace in which no folio
-has a second VMA shows 0.03). Both phases hold two or three records, so a rough overhead will do.
+too: little beside the copy and what else lies between the two, of which it is taken for 0.015 (a trace in which no
+folio has a second VMA shows 0.03). Both phases hold two or three records, so a rough overhead will do.
 """
 
 from typing import NamedTuple
