@@ -14,6 +14,7 @@ import pytest
 import traces
 from test_costs import OVERHEAD, TRACEPOINT, VISIT, Clock
 
+import tracekit
 from tracekit import errors, resources, validation
 from tracekit.costs import calibrate, miss, tables
 from tracekit.exposure import exposure
@@ -242,3 +243,15 @@ def test_visits_rebuilt_give_the_ratio_of_those_seen() -> None:
         if other.predicted is not None:
             assert other.fidelity == "reconstructed"
             assert one.predicted == pytest.approx(other.predicted, abs=0.03)
+
+
+def test_what_changes_outside_any_call_has_no_ratio(tmp_path: Path) -> None:
+    """No system call was recorded and no mark: counts stand, but there is no time that they could be a share of."""
+    clock = Clock()
+    migrate(clock, dense=True)
+    events = [event for event in clock.events if not event.name.startswith(("syscalls:", "migrate:mm_"))]
+    document = tracekit.replay(traces.write(tmp_path / "t", events), ["counter_early_exit"]).document
+    policy = document["policies"][-1]
+    assert policy["operations"][VISIT] == {"traced": FOLIOS * VMAS, "policy": FOLIOS}
+    assert policy["ratio"] is None
+    assert policy["reason"].startswith("all that it changes lies outside any recorded call")

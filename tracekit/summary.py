@@ -11,11 +11,12 @@ from tracekit.exposure import exposure
 from tracekit.machine import operations, selfcheck
 from tracekit.machine.replay import Replay
 from tracekit.policies import Chosen, Judgement
-from tracekit.predict import Asked, as_json, ask, enclosed, enclosing, predict
+from tracekit.predict import Asked, Prediction, as_json, ask, enclosed, enclosing, predict
 from tracekit.trace import Trace
 
 SCHEMA = "tracekit/summary/1"
 OPEN_LOOP = "Replay is open-loop: what a policy saves does not change what the program does next."
+_NO_CALL = "all that it changes lies outside any recorded call: record the system calls, too, or marks around the work"
 # What a summary repeats of the manifest
 _FACTS = ("source", "machine", "clock", "time_range_ns", "fidelity", "lost", "truncated")
 
@@ -111,7 +112,10 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
     outermost = replay.calls.filter(pl.col("parent").is_null())
     touched = outermost.join(changed if len(changed) else used, on="call", how="semi")
     worked = replay.calls.filter("is_named").join(used, on="call", how="semi", maintain_order="left")
-    total = as_json(predict(replay, asked, costs, touched))
+    if len(asked.spared) and changed.is_empty():
+        total = as_json(Prediction(0, 0, None, None, None, None, _NO_CALL))
+    else:
+        total = as_json(predict(replay, asked, costs, touched))
     return {
         **head,
         "reason": total["reason"],
