@@ -1,14 +1,15 @@
 """Fidelity reconstructed: trees, folios and walks out of hand-made life cycles (MODEL.md B.3, E0), and of captures."""
 
 import itertools
+from pathlib import Path
 
 import polars as pl
 import pytest
 import reconstruct_table
 
 import tracekit
-from tracekit.machine.reconstruct import prune, reconstruct, take
-from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code
+from tracekit.machine.reconstruct import prune, reconstruct, renamed, take
+from tracekit.machine.reconstruct.events import DIRTY, LIKELY, SCHEMA, Code
 from tracekit.machine.reconstruct.rows import MM
 from tracekit.machine.timeline import Kind, timeline
 
@@ -16,6 +17,7 @@ READ, EXCLUSIVE = 28, 30  # 6.12's types of a shared and of a writable entry
 BASE, PAGES = 0x7F00_0000_0000, 16
 P = 100
 THREAD, FORK = 0x3D0F00, 0x01200011 & ~0x01000000
+DUAL = Path(__file__).resolve().parents[2] / "shared" / "captures" / "7.2" / "rec.dual" / "trace.dat"
 ANON, SHARED = 0x22, 0x01
 
 
@@ -528,3 +530,43 @@ def test_a_policy_judges_what_was_reconstructed_as_it_judges_what_was_observed(i
     assert visits[0] == visits[1]
     low, high = (max(policy["ratio"]["low"] for policy in judged), min(policy["ratio"]["high"] for policy in judged))
     assert low <= high, "whole walks are priced, as no record says what a visit took: the two agree"
+
+
+def test_a_program_that_a_new_name_shows_has_left_its_parent_s_trees(stream):
+    """No event shows the exec: a thread's name means nothing, and the parent's walks are not certain any more."""
+    child = stream.fork()
+    stream.add(Code.NEWTASK, P, P + 50, THREAD)
+    stream.add(Code.EXEC, P + 50, P + 50, LIKELY)
+    stream.move(sets=2, restores=2)
+    assert stream.visits() == [("try", 2, True), ("remove", 2, True)]
+    stream.add(Code.EXEC, child, child, LIKELY)
+    stream.mmap(child)
+    stream.write(child)
+    stream.move(sets=1, restores=1)
+    stream.move(sets=1, restores=1, target=child, kind=EXCLUSIVE)
+    assert stream.visits()[2:] == [("try", 1, False), ("remove", 1, False), ("try", 1, True), ("remove", 1, True)]
+
+
+def test_who_spawns_loses_nothing_by_it(stream):
+    stream.add(Code.NEWTASK, P, P + 50, 0x4100)
+    stream.add(Code.EXEC, P + 50, P + 50, LIKELY)
+    stream.mmap(P + 50)
+    stream.move(sets=1, restores=1)
+    assert stream.visits() == [("try", 1, True), ("remove", 1, True)]
+    assert stream.taken.life.space_of[P] is not stream.taken.life.space_of[P + 50]
+
+
+def test_a_name_is_another_at_the_next_event_that_says_it():
+    rows = [(1, 7, "sh", True), (5, 7, "sh", False), (9, 7, "cc", False), (20, 7, "ld", True), (30, 8, "a", False)]
+    names = pl.DataFrame(rows, schema=["time_ns", "tid", "comm", "born"], orient="row")
+    found = renamed.of_names(names)
+    assert found.select("time_ns", "code", "tid", "b").rows() == [(6, Code.EXEC, 7, LIKELY)], "20 is another task"
+
+
+@pytest.mark.skipif(not DUAL.is_file(), reason="the shared captures are not here")
+def test_without_exec_events_the_walks_are_the_same(tmp_path):
+    """trace.dat and perf.data are of one run; perf's side-band alone has the exec of its child."""
+    table, _, real, made = reconstruct_table.compare(tracekit.ingest(DUAL, tmp_path / "t"))
+    assert real == made
+    assert table["order_right"].all()
+    assert len(table) == 106

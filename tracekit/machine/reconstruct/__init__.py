@@ -16,7 +16,7 @@ import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
-from tracekit.machine.reconstruct import prune
+from tracekit.machine.reconstruct import prune, renamed
 from tracekit.machine.reconstruct.events import (
     DIRTY,
     SCHEMA,
@@ -64,7 +64,8 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
         return Reconstruction(_merge(rows, Made()), {"values of the migration entries not understood": sets})
     # a call that never happened leaves no table, so one of them speaks for all
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
-    cycle, faults = life_cycle(trace), page_faults(trace)
+    cycle = pl.concat([life_cycle(trace), renamed.execs(trace)]).sort("time_ns", "seq")
+    faults = page_faults(trace)
     how = Shown.of(cycle, faults, complete=complete)
     cycle = pruned(cycle, faults, marks)
     del faults  # by far the most of what there is

@@ -63,7 +63,8 @@ _CODES = {
 }
 _ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
 _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")
-CLONE_VM = 0x100
+CLONE_VM, CLONE_VFORK = 0x100, 0x4000
+SIDE_BAND, LIKELY = 1, 2  # b of an EXEC: perf's own record; a new name of the task, no event
 MAP_ANONYMOUS = 0x20
 WRITE = 2  # page_fault_user's error_code
 DIRTY = 1 << 8  # beside the type of a migration entry: it carries the dirty bit
@@ -102,7 +103,7 @@ class Shown(NamedTuple):
     def of(cls, cycle: pl.DataFrame, faults: pl.DataFrame, *, complete: bool) -> "Shown":
         """By what is there."""
         codes = set(cycle["code"].unique().to_list())
-        side_band = bool(((cycle["code"] == Code.EXEC) & (cycle["b"] == 1)).any())
+        side_band = bool(((cycle["code"] == Code.EXEC) & (cycle["b"] == SIDE_BAND)).any())
         of_file = (pl.col("code") == Code.MMAP) & (pl.col("d") & MAP_ANONYMOUS == 0) & (pl.col("ret") > 0)
         return cls(not faults.is_empty(), Code.EXIT_MMAP in codes, side_band, complete, len(cycle.filter(of_file)))
 
@@ -267,7 +268,7 @@ def _side_band(trace: Trace) -> list[pl.LazyFrame]:
             frames.append(tasks.filter(ended).select("time_ns", "seq", "tid", code=pl.lit(int(Code.EXIT), pl.UInt8)))
         frames.append(
             tasks.filter(pl.col("kind") == "exec")
-            .with_columns(code=pl.lit(int(Code.EXEC), pl.UInt8), b=pl.lit(1, pl.Int32))
+            .with_columns(code=pl.lit(int(Code.EXEC), pl.UInt8), b=pl.lit(SIDE_BAND, pl.Int32))
             .drop("kind")
         )
     if tables.get("lost", {}).get("rows"):

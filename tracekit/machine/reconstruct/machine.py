@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.machine.reconstruct import spaces
-from tracekit.machine.reconstruct.events import CLONE_VM, MAP_ANONYMOUS, WRITE, Code, Shown
+from tracekit.machine.reconstruct.events import CLONE_VFORK, CLONE_VM, LIKELY, MAP_ANONYMOUS, WRITE, Code, Shown
 from tracekit.machine.reconstruct.folios import image_of
 from tracekit.machine.reconstruct.spaces import AROUND
 from tracekit.machine.reconstruct.state import EVERYWHERE, AnonVma, File, Folio, Space, Vma
@@ -47,6 +47,7 @@ class Life:
         self.epoch = 0
         self.changed = 0
         self.exiting: set[int] = set()
+        self.vforked: set[int] = set()
         self.parent_of: dict[int, int] = {}
         self.places: list[tuple[int, int, Space]] = []
         self.flags: dict[int, int] = {}
@@ -221,6 +222,8 @@ class Life:
                 spaces.unlink(made)
             space.users += 1
             self.space_of[child] = space
+            if flags & CLONE_VFORK:
+                self.vforked.add(child)
             return
         made = made or spaces.fork(space, self.now)
         made.born = self.now
@@ -246,11 +249,17 @@ class Life:
 
     def exec(self, event: Event) -> None:
         """A new image, known from its beginning on; the old one goes when no one else uses it."""
-        tid, _, side_band = event[1:4]
-        if bool(side_band) != self.exec_side_band:
+        tid, _, shown_by = event[1:4]
+        likely = shown_by == LIKELY
+        if not likely and bool(shown_by) != self.exec_side_band:
             return
         old = self.space_of.get(tid)
-        new = self.space_of[tid] = spaces.new_image(known=True)
+        if likely and old is not None and tid not in self.vforked:
+            if old.users > 1:
+                return  # a thread, given a name
+            spaces.doubt(old)
+        self.vforked.discard(tid)
+        new = self.space_of[tid] = spaces.new_image(known=not likely)
         new.epoch = self.epoch
         if old is not None:
             self._leave(old)

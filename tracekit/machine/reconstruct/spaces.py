@@ -52,6 +52,14 @@ def fork(parent: Space, now: int) -> Space:
     return child
 
 
+def doubt(space: Space) -> None:
+    """It may have left its trees, and may be in them still."""
+    for vma in space.all_vmas():
+        for mapping in (*vma.chain, vma.file):
+            if mapping is not None:
+                mapping.tree.doubted = True
+
+
 def unlink(space: Space) -> None:
     """free_pgtables(): every VMA leaves its trees."""
     for vma in space.all_vmas():

@@ -12,13 +12,17 @@ class Tree:
     """VMAs in the order of their first page offset; equal ones in the order in which they were put in (MODEL.md A.0).
 
     A walk asks for the few that cover a page, a fork adds one: so the order is made when it is asked for.
+
+    Attributes:
+        doubted: whether a VMA was taken out of it of which no event shows that it went.
     """
 
-    __slots__ = ("_ends", "_highest", "_ordered", "_starts", "_vmas")
+    __slots__ = ("_ends", "_highest", "_ordered", "_starts", "_vmas", "doubted")
 
     def __init__(self) -> None:
         self._vmas: dict[Vma, None] = {}
         self._ordered: list[Vma] | None = None
+        self.doubted = False
 
     def __len__(self) -> int:
         return len(self._vmas)
