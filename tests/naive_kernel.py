@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 READ, READ_EXCLUSIVE, WRITE = 28, 29, 30  # swap types of v6.12
 FORK, THREAD = 0x01200011 & ~0x01000000, 0x3D0F00
 PAGE = 4096
+HEAP = 0x600
 
 
 class AnonVma:
@@ -76,6 +77,7 @@ class Mm:
     vmas: list = field(default_factory=list)
     table: dict = field(default_factory=dict)  # page -> Pte
     users: int = 1
+    brk: int = 0  # 0: not asked for yet
 
     def at(self, page):
         return next((vma for vma in self.vmas if vma.start <= page < vma.end), None)
@@ -147,7 +149,7 @@ class Kernel:
 
     def _dup(self, parent):
         """dup_mmap(): VMA by VMA, each linked, then its page table copied."""
-        child = Mm()
+        child = Mm(brk=parent.brk)
         for vma in parent.vmas:
             new = Vma(child, vma.start, vma.end, vma.pgoff, vma.file, huge=vma.huge)
             if vma.anon:
@@ -202,6 +204,22 @@ class Kernel:
         mm.vmas.sort(key=lambda one: one.start)
         self._merge(vma)
         self.say("MMAP", task, 0, pages * PAGE, 3, 0x01 if shared else 0x22, fd if shared else 0, 0, ret=start * PAGE)
+
+    def brk(self, task, end):
+        """The heap ends at page ``end`` from now on; it began at HEAP, with nothing, when exec made the image."""
+        mm = self.mm[task]
+        if not mm.brk:
+            mm.brk = HEAP
+            self.say("BRK", task, 0, ret=HEAP * PAGE)
+        if end < mm.brk:
+            self._unmap(mm, end, mm.brk)
+        elif end > mm.brk:
+            vma = Vma(mm, mm.brk, end, mm.brk)
+            mm.vmas.append(vma)
+            mm.vmas.sort(key=lambda one: one.start)
+            self._merge(vma)
+        mm.brk = end
+        self.say("BRK", task, end * PAGE, ret=end * PAGE)
 
     def munmap(self, task, start, pages):
         self._unmap(self.mm[task], start, start + pages)

@@ -532,6 +532,65 @@ def test_a_policy_judges_what_was_reconstructed_as_it_judges_what_was_observed(i
     assert low <= high, "whole walks are priced, as no record says what a visit took: the two agree"
 
 
+HEAP = 0x5555_0000_0000
+
+
+def grown_heap(stream, *, by):
+    """A heap of two pages in P and its two children; then that of ``by`` grows: the stream, all sharing page 0."""
+    stream.add(Code.BRK, P, 0, ret=HEAP)
+    stream.add(Code.BRK, P, HEAP + 8192, ret=HEAP + 8192)
+    stream.add(Code.FAULT, P, HEAP, 6)
+    stream.fork()
+    stream.fork()
+    stream.add(Code.BRK, by, HEAP + 16384, ret=HEAP + 16384)
+    at = (HEAP - BASE) // 4096
+    stream.start(P + 1)
+    stream.set(5, [at] * 3)
+    stream.restore(6, [at] * 3)
+    stream.end()
+    walks = stream.walks()
+    assert [(len(spaces), sure) for _, spaces, sure in walks] == [(3, True)] * 2
+    mine = {stream.taken.life.space_of[tid].number: tid - P for tid in (P, P + 1, P + 2)}
+    return [mine[(made.mm - MM) >> 12] for made in stream.taken.made if made.kind == Kind.REMOVE_VISIT]
+
+
+def test_a_heap_that_grows_goes_last(stream):
+    """vma_expand() and, before v6.12, do_brk_flags() take it out of the tree and put it back."""
+    assert grown_heap(stream, by=P) == [1, 2, 0]
+
+
+def test_a_forked_heap_grows_by_another_mapping(stream):
+    """is_mergeable_anon_vma(): what is linked to its parent's tree takes in nothing new."""
+    assert grown_heap(stream, by=P + 1) == [0, 1, 2]
+
+
+def test_a_heap_that_shrinks_goes_last_and_loses_its_pages(stream):
+    stream.add(Code.BRK, P, 0, ret=HEAP)
+    stream.add(Code.BRK, P, HEAP + 8192, ret=HEAP + 8192)
+    stream.add(Code.FAULT, P, HEAP, 6)
+    child = stream.fork()
+    stream.add(Code.BRK, P, HEAP + 4096, ret=HEAP + 4096)
+    space = stream.visits() or stream.taken.life.space_of[P]
+    assert space.at((HEAP >> 12) + 1) is None
+    tree = space.at(HEAP >> 12).anon.tree.over(HEAP >> 12, HEAP >> 12)
+    assert [vma.space for vma in tree] == [stream.taken.life.space_of[child], space]
+
+
+def test_a_heap_of_unknown_beginning_is_not_certain(stream):
+    """Forked before brk() was first called: where it begins, the bss may be what it is part of."""
+    child = stream.fork()
+    for tid in (P, child):
+        stream.add(Code.BRK, tid, 0, ret=HEAP)
+        stream.add(Code.BRK, tid, HEAP + 8192, ret=HEAP + 8192)
+        stream.add(Code.FAULT, tid, HEAP, 6)
+    at = (HEAP - BASE) // 4096
+    stream.start()
+    stream.set(5, [at], kind=EXCLUSIVE)
+    stream.restore(6, [at])
+    stream.end()
+    assert not any(sure for *_, sure in stream.walks())
+
+
 def test_a_program_that_a_new_name_shows_has_left_its_parent_s_trees(stream):
     """No event shows the exec: a thread's name means nothing, and the parent's walks are not certain any more."""
     child = stream.fork()

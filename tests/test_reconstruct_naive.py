@@ -10,7 +10,7 @@ from unittest import mock
 import polars as pl
 from hypothesis import HealthCheck, Phase, given, settings, target
 from hypothesis import strategies as st
-from naive_kernel import File, Kernel
+from naive_kernel import HEAP, File, Kernel
 
 from tracekit.machine.reconstruct import pruned, take
 from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, Shown
@@ -42,7 +42,8 @@ def play(draw, kernel, steps):
         pages = draw(st.integers(1, BASE + SIZE - start))
         what = draw(st.sampled_from(["write"] * 8 + ["fork"] * 3 + ["migrate"] * 9 + OTHERS))
         if what == "write":
-            for page in range(start, start + min(pages, 3)):
+            first = start if draw(st.integers(0, 2)) else start - BASE + HEAP
+            for page in range(first, first + min(pages, 3)):
                 kernel.write(task, page)
         elif what == "migrate" and not alone:
             between = [lambda: one(alone=True)] * draw(st.integers(0, 2))
@@ -64,17 +65,21 @@ def play(draw, kernel, steps):
                 getattr(kernel, what)(task)
         elif what == "advise":
             kernel.advise(task, start, pages, huge=draw(st.booleans()))
+        elif what == "brk":
+            kernel.brk(task, HEAP + start - BASE)
         elif what in ("munmap", "dontneed"):
             getattr(kernel, what)(task, start, pages)
 
     shared = draw(st.integers(0, 3)) == 0
     kernel.mmap(100, BASE, SIZE, shared=shared, file=file if shared else None)
+    if draw(st.booleans()):
+        kernel.brk(100, HEAP + 2)
     tasks += [kernel.fork(100) for _ in range(draw(st.integers(0, 2)))]
     for _ in range(steps):
         one()
 
 
-OTHERS = ["mmap", "munmap", "advise", "dontneed", "exit", "exec", "thread"]
+OTHERS = ["mmap", "brk", "brk", "munmap", "advise", "dontneed", "exit", "exec", "thread"]
 
 
 def frames(events):

@@ -16,7 +16,7 @@ import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
-from tracekit.machine.reconstruct import prune, renamed
+from tracekit.machine.reconstruct import heap, prune, renamed
 from tracekit.machine.reconstruct.events import (
     DIRTY,
     SCHEMA,
@@ -75,7 +75,7 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
 
 def pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
     """The life cycle with the faults, without what no migrated page depends on."""
-    cycle = with_flags(cycle)
+    cycle = heap.with_ends_before(with_flags(cycle))
     moved = prune.migrated(marks)
     near = prune.areas(cycle, moved.pages)
     kept = prune.mappings(prune.tasks(cycle, marks), near)
@@ -95,7 +95,7 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None) -> 
         prune.migrated(marks).pages, how or Shown.of(cycle, cycle.filter(pl.col("code") == Code.FAULT), complete=True)
     )
     walker = Walker(life, _identify(life, marks))
-    cycle, marks = with_flags(cycle), with_ends(marks)
+    cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)
     before = pl.col("time_ns") <= 0  # perf says first what was there when it began
     with _no_garbage():
         _run(life, walker, cycle.filter(before))

@@ -38,6 +38,7 @@ class Code(IntEnum):
     CLONE3 = 20
     LOST = 21  # something may have happened that no event shows
     FORKED = 22  # a child came and went that no walk met
+    BRK = 23
 
 
 # canonical event → code; those of _ENDED take effect when the system call returns
@@ -47,6 +48,7 @@ _CODES = {
     "munmap": Code.MUNMAP,
     "mprotect": Code.MPROTECT,
     "madvise": Code.MADVISE,
+    "brk": Code.BRK,
     "mremap": Code.MREMAP,
     "clone": Code.CLONE,
     "fork": Code.CLONE,
@@ -61,7 +63,7 @@ _CODES = {
     "migrate_pages": Code.CALL,
     "mbind": Code.CALL,
 }
-_ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
+_ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP, Code.BRK)
 _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")
 CLONE_VM, CLONE_VFORK = 0x100, 0x4000
 SIDE_BAND, LIKELY = 1, 2  # b of an EXEC: perf's own record; a new name of the task, no event
@@ -91,6 +93,7 @@ class Shown(NamedTuple):
         exec_side_band: exec by perf's own record, which counts then.
         complete: the calls that map and unmap; without them no tree is certain.
         mapped_files: how many mappings there are of files that only the number of a descriptor tells.
+        heap: brk(), so that the heap is a VMA like any other.
     """
 
     faults: bool
@@ -98,6 +101,7 @@ class Shown(NamedTuple):
     exec_side_band: bool
     complete: bool
     mapped_files: int
+    heap: bool
 
     @classmethod
     def of(cls, cycle: pl.DataFrame, faults: pl.DataFrame, *, complete: bool) -> "Shown":
@@ -105,7 +109,8 @@ class Shown(NamedTuple):
         codes = set(cycle["code"].unique().to_list())
         side_band = bool(((cycle["code"] == Code.EXEC) & (cycle["b"] == SIDE_BAND)).any())
         of_file = (pl.col("code") == Code.MMAP) & (pl.col("d") & MAP_ANONYMOUS == 0) & (pl.col("ret") > 0)
-        return cls(not faults.is_empty(), Code.EXIT_MMAP in codes, side_band, complete, len(cycle.filter(of_file)))
+        files = len(cycle.filter(of_file))
+        return cls(not faults.is_empty(), Code.EXIT_MMAP in codes, side_band, complete, files, Code.BRK in codes)
 
 
 def life_cycle(trace: Trace) -> pl.DataFrame:

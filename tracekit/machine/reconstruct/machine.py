@@ -33,6 +33,7 @@ class Life:
         index: page → the spaces in which something was written there.
         faults: whether the trace has page faults.
         complete: whether the trace has the calls that map and unmap; without them no tree is certain.
+        heap: whether it has brk().
         pages, around: those that migrate, and their neighbourhoods: no other need be followed.
     """
 
@@ -43,7 +44,7 @@ class Life:
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.index: dict[int, dict[Space, None]] = {}
-        self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files = shown
+        self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files, self.heap = shown
         self.epoch = 0
         self.changed = 0
         self.exiting: set[int] = set()
@@ -64,6 +65,7 @@ class Life:
             Code.MPROTECT: self.mprotect,
             Code.MADVISE: self.madvise,
             Code.MREMAP: self.mremap,
+            Code.BRK: self.brk,
             Code.CLONE: self.clone,
             Code.CLONE3: self.clone,
             Code.NEWTASK: self.newtask,
@@ -200,6 +202,24 @@ class Life:
             first, to = start >> _PAGE, ret >> _PAGE
             old_range, new_range = range(first, first + _pages(old)), range(to, to + _pages(new))
             spaces.mremap(self.space(tid), old_range, new_range, self.now)
+
+    def brk(self, event: Event) -> None:
+        """The heap grows or shrinks; one whose beginning was not seen stays in the stand-in for the image."""
+        tid, _, before = event[1:4]
+        ret = event[-1]
+        if not before or ret <= 0:
+            return
+        space, old, new = self.space(tid), _pages(before), _pages(ret)
+        if not space.heap and space.parent is None and space.forked < 0 and space.rest is not None:
+            space.heap = space.rest.known  # exec left none, and no one else has what its neighbours are linked to
+        if new > old and space.heap:
+            vma = Vma(space, old, new, 0)
+            vma.flags = spaces.HEAP
+            vma = spaces.mmap(space, vma, None)
+            if not self.faults:
+                spaces.prepare(space, vma)
+        elif new < old:
+            (spaces.munmap if space.heap else spaces.zap)(space, new, old, self.now)
 
     def clone(self, event: Event) -> None:
         """A fork begins: from here on the child's VMAs may be in the trees."""

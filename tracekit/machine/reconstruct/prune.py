@@ -19,6 +19,7 @@ Numbers = npt.NDArray[np.int64]
 
 _MAPS = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
 _CLONES = (Code.CLONE, Code.CLONE3)
+_MAKES = (Code.MMAP, Code.MREMAP, Code.BRK)
 
 
 class Migrated(NamedTuple):
@@ -63,6 +64,8 @@ def areas(cycle: pl.DataFrame, pages: Numbers) -> Areas:
     moved = calls.filter(pl.col("code") == Code.MREMAP)
     spans = [_spans(calls, "a", "b"), _spans(calls.filter(pl.col("code") == Code.MMAP), "ret", "b")]
     spans += [to := _spans(moved, "ret", "c")]
+    heaps = cycle.filter((pl.col("code") == Code.BRK) & (pl.col("b") > 0))
+    spans += [_spans(heaps.select("b", grown=pl.col("ret") - pl.col("b")), "b", "grown")]
     images = cycle.filter(pl.col("code") == Code.MAP)
     spans += [np.stack([_spans(images, "a", "b")[0], _spans(images, "a", "b")[1] + IMAGE])]
     low, high = np.concatenate(spans, axis=1)
@@ -130,8 +133,9 @@ def _first(writes: pl.DataFrame, cycle: pl.DataFrame, near: Areas) -> Numbers:
     begun = cycle.filter(pl.col("code").is_in([Code.NEWTASK, Code.EXEC])).select(
         "time_ns", pl.when(pl.col("code") == Code.NEWTASK).then("a").otherwise("tid").cast(pl.Int32).alias("tid")
     )
-    maps = cycle.filter(pl.col("code").is_in([Code.MMAP, Code.MREMAP]))
-    made = maps.select("time_ns", area=pl.Series(near.of(maps["ret"].fill_null(0).to_numpy() >> 12)))
+    maps = cycle.filter(pl.col("code").is_in(_MAKES))
+    inside = maps.select(pl.col("ret").fill_null(0) - (pl.col("code") == Code.BRK)).to_series()  # brk() says the end
+    made = maps.select("time_ns", area=pl.Series(near.of(inside.to_numpy() >> 12)))
     writes = writes.select("time_ns", "tid", "area").with_row_index("place")
     for other, by in ((begun, "tid"), (made, "area")):
         since = other.sort("time_ns").with_columns(pl.col("time_ns").alias(f"since_{by}"))

@@ -48,7 +48,7 @@ def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
         unsettled = _unsettled(walk, tree, visited, life)
         if not unsettled and life.changed >= walk.when:
             unsettled = "fork or exit under way"
-        why = unsettled or ("" if hits.sure else "which VMAs map it not seen") or _in_image(tree)
+        why = unsettled or ("" if hits.sure else "which VMAs map it not seen") or _in_image(tree, life)
     return Resolved(visited, hits.member, why)
 
 
@@ -86,7 +86,7 @@ def resolve_remove(walk: Walk, life: Life) -> Resolved:
         why = "which VMAs hold entries not seen"
     if not why and not source.sure:
         why = "its try walk is not certain"
-    why = why or _in_image(walk.members)
+    why = why or _in_image(walk.members, life)
     return Resolved(members, hits.member, why)
 
 
@@ -112,9 +112,11 @@ def _prove(hit: Iterable[Vma], *, sure: bool) -> None:
             vma.space.linked = max(vma.space.linked, vma.end)
 
 
-def _in_image(tree: list[Vma]) -> str:
-    """Whether their order is open: a heap that grows goes last among its relatives, and no event shows that."""
-    return "brk not recorded" if len(tree) > 1 and any(vma is vma.space.rest for vma in tree) else ""
+def _in_image(tree: list[Vma], life: Life) -> str:
+    """Whether their order is open: a heap or stack that grows goes to another place, and no event shows that."""
+    if len(tree) < 2 or all(vma is not vma.space.rest for vma in tree):
+        return ""
+    return "which VMA of the image not seen" if life.heap else "brk not recorded"
 
 
 def _unsettled(walk: Walk, tree: list[Vma], visited: list[Vma], life: Life) -> str:

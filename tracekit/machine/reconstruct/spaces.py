@@ -6,6 +6,7 @@ from collections.abc import Callable
 from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
 
 PROTECTION = 0xF
+HEAP = 0x3  # protection of what brk() maps
 MAP_FLAGS = 0x2_6100  # STACK, NORESERVE, LOCKED, GROWSDOWN: those of mmap that become flags of the VMA
 MAP_TYPE, MAP_SHARED = 0xF, (0x1, 0x3)
 AROUND = 4  # log2 of the pages that a read fault on a file maps (fault_around_bytes = 65536)

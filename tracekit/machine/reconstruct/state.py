@@ -191,6 +191,7 @@ class Space:
         heirs: children of it, or dead with some of their own, that may have from it what it had before.
         windows, cut: what faults mapped of files: ~page where written, page >> AROUND where read; those cut by a zap.
         data: the lowest page outside any VMA seen that was written: there the image's data begins.
+        heap: whether its heap is among the VMAs, or would be if there was one.
         dying: event at which its exit began; from then on which of its VMAs are unlinked is not known.
     """
 
@@ -204,6 +205,7 @@ class Space:
             "epoch",
             "fd_family",
             "forked",
+            "heap",
             "linked",
             "maps",
             "number",
@@ -233,6 +235,7 @@ class Space:
         self.users = 1
         self.epoch: int = parent.epoch if parent else 0
         self.data: int = parent.data if parent else EVERYWHERE
+        self.heap: bool = parent.heap if parent else False
         self.dying = EVERYWHERE
         self.forked = -1
         self.heirs = 0
