@@ -58,6 +58,13 @@ def has_already(replay: Replay, chosen: Chosen) -> bool:
     )
 
 
+def _is_null(replay: Replay, chosen: Chosen) -> bool:
+    """Whether the policy is, beyond doubt, the kernel as it was: its release alone leaves one."""
+    return chosen.name == "as_traced" or (
+        has_already(replay, chosen) and replay.kernel_has[chosen.name].source in ("trace", "given")
+    )
+
+
 def why_not(replay: Replay, chosen: Chosen) -> str | None:
     """Why the kernel's own variant cannot be undone, to be judged with another; None: it can, or there is none."""
     own = replay.kernel_has.get(chosen.name)
@@ -106,7 +113,7 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         return {**head, "reason": reason, "record": recording.record_command() if lacking else None}
     counted = _counted(replay, judgement)
     used = enclosing(replay, replay.operations.select("call"))
-    asked = ask(replay, judgement, judged.perhaps, is_null=judged.chosen.name == "as_traced")
+    asked = ask(replay, judgement, judged.perhaps, is_null=_is_null(replay, judged.chosen))
     assert asked.spared is not None
     changed = enclosing(replay, asked.spared.select("call"))
     outermost = replay.calls.filter(pl.col("parent").is_null())
