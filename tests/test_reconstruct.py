@@ -2,13 +2,14 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
 import reconstruct_table
 
 import tracekit
-from tracekit.machine.reconstruct import prune, reconstruct, renamed, take
+from tracekit.machine.reconstruct import prune, reconstruct, renamed, start, take
 from tracekit.machine.reconstruct.events import DIRTY, LIKELY, SCHEMA, Code
 from tracekit.machine.reconstruct.rows import MM
 from tracekit.machine.timeline import Kind, timeline
@@ -589,6 +590,82 @@ def test_a_heap_of_unknown_beginning_is_not_certain(stream):
     stream.restore(6, [at])
     stream.end()
     assert not any(sure for *_, sure in stream.walks())
+
+
+def snapshot(*tasks, maps):
+    """snapshot/tasks of (pid, tid, ppid, mm_of), looked at 50 ns into the trace; (pid, start) of an image's text."""
+    rows = [(50, pid, tid, ppid, "sh", mm_of) for pid, tid, ppid, mm_of in tasks]
+    text = [(50, pid, start, start + 8192, "r-xp", 0, 8 << 20, 77) for pid, start in maps]
+    names = ("time_ns", "pid", "start", "end", "perms", "offset", "dev", "inode")
+    kinds = {name: pl.Int32 if name in ("pid", "tid", "ppid", "mm_of") else kind for name, kind in TASKS.items()}
+    return (
+        pl.DataFrame(rows, schema=kinds, orient="row"),
+        pl.DataFrame(text, schema=dict.fromkeys(names, pl.Int64) | {"pid": pl.Int32, "perms": pl.String}, orient="row"),
+    )
+
+
+TASKS = {"time_ns": pl.Int64, "pid": None, "tid": None, "ppid": None, "comm": pl.String, "mm_of": None}
+
+
+def empty():
+    return pl.DataFrame(schema=SCHEMA)
+
+
+def test_what_the_snapshot_has_was_there_before():
+    made = start.before(*snapshot((7, 7, 1, None), (7, 8, 1, None), (9, 9, 7, 7), maps=[(7, 0x5000)]), empty())
+    told = made.select("code", "tid", "a", "b").rows()
+    assert told == [(Code.TASK, 7, 7, 1), (Code.TASK, 8, 7, 1), (Code.TASK, 9, 7, 7), (Code.MAP, 7, 0x5000, 8192)]
+    assert set(made["time_ns"]) == {0}
+    life = take(made, empty()).life
+    assert life.space_of[7] is life.space_of[8] is life.space_of[9]
+
+
+def test_a_child_of_before_the_trace_shares_its_parent_s_trees():
+    """Their images lie alike; another program's does not, whoever made it."""
+    made = start.before(
+        *snapshot((7, 7, 1, None), (8, 8, 7, None), (9, 9, 7, None), maps=[(7, 0x5000), (8, 0x5000), (9, 0x9000)]),
+        empty(),
+    )
+    life = take(made, empty()).life
+    assert life.space_of[8].parent is life.space_of[7]
+    assert life.space_of[9].parent is None
+
+
+def test_a_task_that_began_in_the_trace_is_left_to_its_events():
+    cycle = [(20, 1, int(Code.NEWTASK), 7, 8, FORK, 0, 0, 0, 0, 0), (30, 2, int(Code.EXEC), 9, 9, 0, 0, 0, 0, 0, 0)]
+    late = [(60, 3, int(Code.EXEC), 10, 10, 0, 0, 0, 0, 0, 0)]  # looked at before
+    frame = pl.DataFrame(cycle + late, schema=SCHEMA, orient="row")
+    tasks = [(pid, pid, 1, None) for pid in (7, 8, 9, 10)]
+    made = start.before(*snapshot(*tasks, maps=[(pid, 0x5000) for pid in (7, 8, 9, 10)]), frame)
+    assert made.filter(pl.col("code") == Code.TASK)["tid"].to_list() == [7, 10]
+    assert made.filter(pl.col("code") == Code.MAP)["tid"].to_list() == [7, 10]
+
+
+def test_what_perf_says_itself_is_not_taken_from_the_snapshot():
+    own = pl.DataFrame([(0, 1, int(Code.TASK), 7, 7, 1, 0, 0, 0, 0, 0)], schema=SCHEMA, orient="row")
+    made = start.before(*snapshot((7, 7, 1, None), (8, 8, 1, None), maps=[(7, 0x5000), (8, 0x7000)]), own)
+    assert set(made["tid"]) == {8}
+
+
+@pytest.mark.parametrize(
+    ("clock", "end_ns", "anomaly"),
+    [
+        ("mono", 90, {}),
+        ("monotonic", 100, {}),
+        ("local", 90, {"snapshot_of_another_clock": 1}),
+        (None, 90, {"snapshot_of_another_clock": 1}),
+        ("mono", 101, {"snapshot_after_the_trace": 1}),
+    ],
+)
+def test_a_snapshot_of_another_time_is_not_used(clock, end_ns, anomaly):
+    taken = snapshot((7, 7, 1, None), maps=[(7, 0x5000)])
+    trace = SimpleNamespace(
+        manifest={"snapshot": {"clock": "monotonic", "begin_ns": 40, "end_ns": end_ns}, "clock": {"name": clock}},
+        table=lambda name: taken[name == "snapshot/vmas"].lazy(),
+    )
+    found = start.start(trace, empty(), 100)
+    assert found.anomalies == anomaly
+    assert found.rows.is_empty() == bool(anomaly)
 
 
 def test_a_program_that_a_new_name_shows_has_left_its_parent_s_trees(stream):

@@ -67,8 +67,9 @@ def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str
     unmaps = fidelity in (None, "observed")
     rows = timeline(trace, visits=level == "observed", probes=level != "reconstructed", unmaps=unmaps)
     why: dict[str, int] = {}
+    ignored: dict[str, int] = {}
     if level == "reconstructed" and len(rows):
-        rows, why = reconstruct(trace, rows)
+        rows, why, ignored = reconstruct(trace, rows)
     walks, calls = find_walks(rows), find_calls(rows)
     entries = find_entries(rows, walks)
     windows = lost_windows(trace, rows)
@@ -111,7 +112,7 @@ def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str
         call_table,
         rows,
         walks,
-        _anomalies(walks if level != "counts" else None, episodes, entries, call_table) | _unsure(why),
+        _anomalies(walks if level != "counts" else None, episodes, entries, call_table) | _unsure(why) | ignored,
         has,
         frozenset(event for event in KIND_OF_UNMAP_EVENT if not unmaps or not schema.tables_fit(trace, event)),
     )

@@ -16,7 +16,7 @@ import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
-from tracekit.machine.reconstruct import heap, prune, renamed
+from tracekit.machine.reconstruct import heap, prune, renamed, start
 from tracekit.machine.reconstruct.events import (
     DIRTY,
     SCHEMA,
@@ -47,10 +47,12 @@ class Reconstruction(NamedTuple):
 
     rows: the timeline with the walks in it, and ``certainty`` of each row.
     why: how many walks are not certain, by reason.
+    anomalies: what else did not fit, counted by kind.
     """
 
     rows: pl.DataFrame
     why: dict[str, int]
+    anomalies: dict[str, int]
 
 
 def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
@@ -61,16 +63,18 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     )
     sets = len(rows.filter(pl.col("kind") == Kind.SET))
     if marks.is_empty() and sets:
-        return Reconstruction(_merge(rows, Made()), {"values of the migration entries not understood": sets})
+        return Reconstruction(_merge(rows, Made()), {"values of the migration entries not understood": sets}, {})
     # a call that never happened leaves no table, so one of them speaks for all
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
-    cycle = pl.concat([life_cycle(trace), renamed.execs(trace)]).sort("time_ns", "seq")
+    cycle = pl.concat([life_cycle(trace), renamed.execs(trace)])
+    begin = start.start(trace, cycle, rows["time_ns"][-1] if len(rows) else None)
+    cycle = pl.concat([begin.rows, cycle]).sort("time_ns", "seq", maintain_order=True)
     faults = page_faults(trace)
     how = Shown.of(cycle, faults, complete=complete)
     cycle = pruned(cycle, faults, marks)
     del faults  # by far the most of what there is
     walker = take(cycle, marks, how)
-    return Reconstruction(_merge(rows, walker.made), dict(walker.why))
+    return Reconstruction(_merge(rows, walker.made), dict(walker.why), begin.anomalies)
 
 
 def pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:

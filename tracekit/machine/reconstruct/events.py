@@ -216,6 +216,12 @@ def with_flags(cycle: pl.DataFrame) -> pl.DataFrame:
     return ordered.with_columns(a=pl.when(clone3).then(flags.fill_null(CLONE_VM)).otherwise("a")).drop("at")
 
 
+def file_of(major: pl.Expr, minor: pl.Expr, inode: pl.Expr) -> pl.Expr:
+    """int64: names a file."""
+    parts = (major.alias("major"), minor.alias("minor"), inode.alias("inode"))
+    return pl.struct(part.cast(pl.UInt64) for part in parts).hash().reinterpret(signed=True)
+
+
 def _frame(trace: Trace, table: str, event: str, code: Code) -> pl.LazyFrame:
     own = [_signed(column) for column in schema.columns_of(trace, table, event)]
     frame = trace.events(table)
@@ -298,9 +304,7 @@ def _side_band(trace: Trace) -> list[pl.LazyFrame]:
                 a=pl.col("addr").cast(pl.Int64),
                 b=pl.col("len").cast(pl.Int64),
                 c=pl.col("pgoff").cast(pl.Int64),
-                d=pl.when(pl.col("ino") > 0)
-                .then(pl.struct("maj", "min", "ino").hash().reinterpret(signed=True))
-                .otherwise(0),
+                d=pl.when(pl.col("ino") > 0).then(file_of(pl.col("maj"), pl.col("min"), pl.col("ino"))).otherwise(0),
             )
         )
     return [
