@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
+import polars as pl
 import pytest
 import traces
 from test_costs import OVERHEAD, TRACEPOINT, VISIT, Clock
 
 import tracekit
 from tracekit import errors, resources, validation
-from tracekit.costs import calibrate, miss, tables
+from tracekit.costs import calibrate, miss, phases, tables
+from tracekit.costs.gaps import records
+from tracekit.costs.model import fixed, uncertain, weighted
 from tracekit.exposure import exposure
 from tracekit.machine import replay as machine
 from tracekit.machine.timeline import Source
@@ -29,8 +33,11 @@ FOLIOS, VMAS = 40, 8
 LIGHT = tuple(name for name in traces.ALWAYS if "pte" not in name and "one" not in name)
 
 
-def migrate(clock: Clock, *, dense: bool, price_ns: float = PRICE) -> None:
-    """A call that moves folios, each mapped by the first VMA of its tree: the probes of visits and entries if dense."""
+def migrate(clock: Clock, *, dense: bool, price_ns: float = PRICE, vmas: int = VMAS, flushes: int = 0) -> None:
+    """A call that moves folios, each mapped by the first VMA of its tree: the probes of visits and entries if dense.
+
+    The first ``flushes`` restoring walks flush the TLB, twice and in no time.
+    """
     clock.enter("move_pages")
     clock.start()
     pages = [(0x10_0000 + page * 64, 0x20_0000 + page * 64, 0x7000 + page * 4096) for page in range(FOLIOS)]
@@ -42,17 +49,20 @@ def migrate(clock: Clock, *, dense: bool, price_ns: float = PRICE) -> None:
         clock.work(SETTING)
         if dense:
             clock.add("migrate:set_migration_pte", addr=addr, pte=traces.pte("set", src), order=0)
-    for src, dst, addr in pages:
+    for page, (src, dst, addr) in enumerate(pages):
         clock.copy(src, dst)
         clock.work(REST)
         clock.add("kprobes:remove_migration_ptes", src=src, dst=dst)
         clock.work(LOCK)
-        for vma in range(VMAS):
+        for vma in range(vmas):
             if dense:
                 clock.add("kprobes:remove_migration_pte", folio=dst, vma=0x101 + vma, addr=addr, mm=0x201 + vma)
             clock.work(price_ns if vma else RESTORING)
             if dense and not vma:
                 clock.add("migrate:remove_migration_pte", addr=addr, pte=traces.pte("remove", dst), order=0)
+        if page < flushes:
+            clock.add("tlb:tlb_flush", reason=0, pages=1)
+            clock.add("tlb:tlb_flush", reason=0, pages=1)
     clock.end()
     clock.exit("move_pages")
 
@@ -65,10 +75,10 @@ def true_ratio(price_ns: float = PRICE) -> float:
     return 1 - FOLIOS * (VMAS - 1) * price_ns / untraced_ns(price_ns)
 
 
-def replayed(path: Path, *, dense: bool, price_ns: float = PRICE) -> machine.Replay:
+def replayed(path: Path, *, dense: bool, price_ns: float = PRICE, vmas: int = VMAS, flushes: int = 0) -> machine.Replay:
     clock = Clock()
     for _ in range(3):
-        migrate(clock, dense=dense, price_ns=price_ns)
+        migrate(clock, dense=dense, price_ns=price_ns, vmas=vmas, flushes=flushes)
         clock.work(REST)
     return machine.replay(traces.write(path, clock.events, always=traces.ALWAYS if dense else LIGHT))
 
@@ -99,6 +109,55 @@ def test_two_densities_need_no_assumption(dense: machine.Replay, light: machine.
     assert both.prices.price_ns[miss(VISIT)][0] == pytest.approx(PRICE, rel=0.03)
     errors_in_points = [100 * abs(ratio_of(dense, costs).median - true_ratio()) for costs in (alone, both)]
     assert errors_in_points[1] < 0.5 < errors_in_points[0]
+
+
+def test_the_walks_of_the_lighter_trace_price_visits_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing slows each visit by half. The walks that hold them flush the TLB in the lighter trace mostly.
+
+    So those walks are no same work, and the overhead comes from elsewhere and knows nothing of the slower visits: by
+    their gaps alone these look dearer than they are untraced. The lighter trace's walks were not slowed.
+    """
+    monkeypatch.setitem(traces.TABLES, "tlb:tlb_flush", {"reason": pl.Int32, "pages": pl.UInt64})
+    slowed = replayed(tmp_path / "dense", dense=True, price_ns=PRICE * 3 / 2, flushes=3)
+    lighter = replayed(tmp_path / "light", dense=False, flushes=FOLIOS)
+    both = calibrate(slowed, [lighter])
+    with monkeypatch.context() as without:
+        without.setattr(phases, "visit", lambda *_: None)
+        by_gaps = calibrate(slowed, [lighter])
+    assert by_gaps.source == both.source == "two_densities"
+    assert by_gaps.prices is not None
+    assert both.prices is not None
+    price, seen = both.prices.price_ns[miss(VISIT)], by_gaps.prices.price_ns[miss(VISIT)]
+    assert seen[0] > 1.2 * PRICE
+    assert price[0] == pytest.approx(PRICE, rel=0.08)
+    # what a visit takes less the probe beside it takes more, in every draw
+    probes = [costs.prices.overhead_ns[Source.KPROBE] for costs in (both, by_gaps) if costs.prices is not None]
+    assert np.ptp(price + probes[0]) < 0.02 * price[0]
+    assert (price + probes[0])[0] == pytest.approx((seen + probes[1])[0])
+    mixed, alone = (ratio_of(slowed, costs) for costs in (both, by_gaps))
+    assert abs(mixed.median - true_ratio()) < 0.5 * abs(alone.median - true_ratio())
+    assert mixed.low <= true_ratio() <= mixed.high
+    assert alone.high < true_ratio()
+    assert any("by the lighter trace's walks" in line for line in both.how)
+
+
+def test_visits_that_are_not_behind_the_last_entry_are_not_in_the_walks(tmp_path: Path) -> None:
+    """A tree of one VMA: its only visit restores, so the walks say nothing of a visit that finds nothing."""
+    few = [replayed(tmp_path / str(dense), dense=dense, vmas=1) for dense in (True, False)]
+    light, dense = records(few[1]), records(few[0])
+    assert phases.visit(light, dense, fixed(OVERHEAD), fixed(TRACEPOINT)) is None
+
+
+def test_answers_that_contradict_each_other_widen() -> None:
+    """Their weighted mean; its deviation covers half of what lies between two equally good ones (Birge's ratio)."""
+    one = uncertain("one", 100.0, 1.0)
+    near, far = uncertain("other", 100.5, 1.0), uncertain("other", 130.0, 1.0)
+    assert weighted(one, near)[0] == pytest.approx(100.25, abs=0.05)
+    assert weighted(one, near).std() == pytest.approx(1 / 2**0.5, rel=0.15)
+    assert weighted(one, far)[0] == pytest.approx(115, abs=1)
+    assert weighted(one, far).std() == pytest.approx(15, rel=0.15)
+    sure = uncertain("sure", 130.0, 0.1)
+    assert weighted(one, sure)[0] == pytest.approx(130, abs=0.5)
 
 
 def test_other_work_is_no_second_density(dense: machine.Replay, tmp_path: Path) -> None:

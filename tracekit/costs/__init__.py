@@ -21,9 +21,9 @@ import polars as pl
 from tracekit.costs import densities, one_trace, phases, removals, tables
 from tracekit.costs.gaps import MIN_SAMPLES, Records, records
 from tracekit.costs.keys import miss, sites
-from tracekit.costs.model import CostModel, Floats, Prices, fixed, uncertain
+from tracekit.costs.model import CostModel, Floats, Prices, fixed, uncertain, weighted
 from tracekit.machine.replay import Replay
-from tracekit.machine.timeline import Source
+from tracekit.machine.timeline import Kind, Source
 
 __all__ = ["MIN_SAMPLES", "CostModel", "Prices", "calibrate", "miss", "tables", "untraced_ns", "without_overhead"]
 
@@ -201,21 +201,42 @@ def _of_one_trace(these: Records, near: one_trace.Neighbours) -> CostModel:
 
 
 def _of_two_densities(traces: list[Records], found: densities.Overhead) -> CostModel:
-    """Visits come from the trace that holds them, the first of ``traces`` if both do."""
+    """Visits come from the trace that holds them, the first of ``traces`` if both do.
+
+    Where the other holds the walks only, these are a second answer to what a restoring walk's visit takes, and the one
+    that tracing disturbs least (``phases.visit``). The two are ``weighted``; and as a visit's gap holds it and a probe,
+    what one takes more the other takes less, draw by draw.
+    """
     visits, samples = _visits(traces, float(found.kprobe_ns[0]), float(found.tracepoint_ns[0]))
-    prices = {miss(op): np.maximum(one.mean_ns - found.kprobe_ns, 0.01 * one.mean_ns) for op, one in visits.items()}
+    probe, how = found.kprobe_ns, []
+    op = one_trace.VISITS[Kind.REMOVE_VISIT]
+    of_walks = _of_walks(traces, found) if op in visits else None
+    if of_walks is not None:
+        of_gaps = visits[op].mean_ns - probe
+        probe = visits[op].mean_ns - one_trace.within(weighted(of_gaps, of_walks), visits[op].mean_ns)
+        how.append(f"{miss(op)}: {of_gaps[0]:.0f} ns by its gaps, {of_walks[0]:.0f} ns by the lighter trace's walks")
+    prices = {miss(op): np.maximum(one.mean_ns - probe, 0.01 * one.mean_ns) for op, one in visits.items()}
     head = (
-        f"taking a probe: {found.kprobe_ns[0]:.0f} ns, a tracepoint: {found.tracepoint_ns[0]:.0f} ns, off a trace of "
+        f"taking a probe: {probe[0]:.0f} ns, a tracepoint: {found.tracepoint_ns[0]:.0f} ns, off a trace of "
         f"the same work at another density ({found.stretches} sorts of stretches)"
     )
     return CostModel(
-        _prices(found.kprobe_ns, found.tracepoint_ns, prices),
+        _prices(probe, np.minimum(found.tracepoint_ns, probe), prices),
         float(np.hypot(MARGIN["two_densities"], found.unlike)),
         "two_densities",
         samples,
-        found.residual,
-        [head, *_say(visits, samples, prices)],
+        found.residual + abs(float(probe[0] / found.kprobe_ns[0]) - 1),
+        [head, *_say(visits, samples, prices), *how],
     )
+
+
+def _of_walks(traces: list[Records], found: densities.Overhead) -> Floats | None:
+    """The price of a visit off the one of ``traces`` that has walks only; None: there is none, or it cannot tell."""
+    dense = [these for these in traces if these.has(Kind.REMOVE_VISIT)]
+    light = [these for these in traces if not these.has(*one_trace.VISITS)]
+    if not dense or not light:
+        return None
+    return phases.visit(light[0], dense[0], found.kprobe_ns, found.tracepoint_ns)
 
 
 def _visits(traces: list[Records], kprobe_ns: float, tracepoint_ns: float) -> tuple[dict[str, _Visit], dict[str, int]]:

@@ -65,6 +65,19 @@ def uncertain(name: str, best: float, deviation: float) -> Floats:
     return draws
 
 
+def weighted(a: Floats, b: Floats) -> Floats:
+    """float64[DRAWS]: two answers to one question, each weighted by what it leaves open (1 / variance), draw by draw.
+
+    Where they contradict each other the deviation is larger than either says (Birge's ratio).
+    """
+    variance = np.maximum([np.var(a), np.var(b)], 1e-9)
+    weight = 1 / variance
+    both = (weight[0] * a + weight[1] * b) / weight.sum()
+    apart = (a[0] - b[0]) ** 2 / float(variance.sum())
+    widened: Floats = both[0] + (both - both[0]) * max(1.0, float(np.sqrt(apart)))
+    return widened
+
+
 def fixed(value: float) -> Floats:
     """What is known exactly."""
     return np.full(DRAWS, value)

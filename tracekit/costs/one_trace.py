@@ -21,7 +21,7 @@ import numpy as np
 import polars as pl
 
 from tracekit.costs.gaps import MIN_SAMPLES, Records, Rows, beside, between, centre_draws, mean_draws, named
-from tracekit.costs.model import Floats, uncertain
+from tracekit.costs.model import Floats, uncertain, weighted
 from tracekit.machine.timeline import Kind, Source
 
 
@@ -155,19 +155,14 @@ def solve(near: Neighbours, gap_ns: Floats) -> tuple[Floats, float]:
     """
     a = gap_ns - uncertain("probe share", *near.assumed.record) * near.gap_ns
     if near.assumed.work is None:
-        return _within(a, gap_ns), 1.0
+        return within(a, gap_ns), 1.0
     share = np.clip(uncertain("work share", *near.assumed.work), 0.0, 0.9)
     b = (gap_ns - near.gap_ns) / (1 - share)
-    variance = np.array([np.var(a), np.var(b)])
-    weight = 1 / np.maximum(variance, 1e-9)
-    best = (weight[0] * a + weight[1] * b) / weight.sum()
-    # where the two contradict each other the deviation is larger than either says (Birge's ratio)
-    apart = (a[0] - b[0]) ** 2 / max(float(variance.sum()), 1e-9)
-    best = best[0] + (best - best[0]) * max(1.0, float(np.sqrt(apart)))
-    return _within(best, gap_ns), float(b[0] / a[0]) if min(a[0], b[0]) > 0 else float("inf")
+    return within(weighted(a, b), gap_ns), float(b[0] / a[0]) if min(a[0], b[0]) > 0 else float("inf")
 
 
-def _within(price_ns: Floats, gap_ns: Floats) -> Floats:
+def within(price_ns: Floats, gap_ns: Floats) -> Floats:
+    """``price_ns`` held between the least and the most that a visit takes of the gap that holds it."""
     return np.clip(price_ns, VISIT_SHARE[0] * gap_ns, VISIT_SHARE[1] * gap_ns)
 
 

@@ -7,6 +7,10 @@ A walk that stops behind the last entry restores what R does in about κU: resto
 it does. κ = 0.85 (ACCURACY.md), and is uncertain. What follows the walk, unlocking and putting the folio, lies in R,
 too: little beside the copy and what else lies between the two, of which it is taken for 0.015 (a trace in which no
 folio has a second VMA shows 0.03). Both phases hold two or three records, so a rough overhead will do.
+
+Beside a denser trace of the same work, which tells how many visits follow the last entry, (R - κU) / visits is what one
+takes with no record near it (``visit``). Where there is a real cache tracing slows the visit itself, so this price
+errs otherwise than the gap between two visits does.
 """
 
 from typing import NamedTuple
@@ -71,22 +75,63 @@ def prices(
         kprobe_ns: overhead of a probe.
         tracepoint_ns: of a tracepoint.
     """
-    removes, tries = _phases(these, Kind.REMOVE, Kind.COPY), _phases(these, Kind.TRY, Kind.TRY)
-    copies = _phases(these, Kind.COPY, Kind.REMOVE)
-    kappa = np.maximum(uncertain("restored in set", *RESTORED_IN_SET), 0.0)
     found = {}
     for name in sorted(set(names)):
-        phases = [_phase(these, i[names[i] == name], j[names[i] == name]) for i, j in (removes, tries, copies)]
-        if min(len(phase.ns) for phase in phases) < MIN_SAMPLES:
-            continue
-        whole, setting, copying = (
-            phase.net(f"{sort} {name}", kprobe_ns, tracepoint_ns)
-            for sort, phase in zip(("R", "U", "C"), phases, strict=True)
-        )
-        finishing = np.maximum(uncertain("finishing", *FINISHING_SHARE), 0.0) * np.maximum(copying, 0.0)
-        whole, cut = np.maximum(whole, 0.0), np.maximum(kappa * setting + finishing, 0.0)
-        found[f"{WALK} in {name}"], found[f"{CUT} in {name}"] = whole, np.minimum(cut, whole)
+        walk = _walk(these, names == name, name, kprobe_ns, tracepoint_ns)
+        if walk is not None:
+            whole, cut = (np.maximum(part, 0.0) for part in walk)
+            found[f"{WALK} in {name}"], found[f"{CUT} in {name}"] = whole, np.minimum(cut, whole)
     return found
+
+
+def visit(light: Records, dense: Records, kprobe_ns: Floats, tracepoint_ns: Floats) -> Floats | None:
+    """float64[DRAWS]: the price of a visit behind the last entry, off walks that nothing delays.
+
+    Args:
+        light: a trace that holds the walks but not their visits.
+        dense: one of the same work that holds both, and the entries.
+        kprobe_ns: overhead of a probe.
+        tracepoint_ns: of a tracepoint.
+
+    Returns:
+        None: too few walks in one of them, or no such visits.
+    """
+    walk = _walk(light, np.ones(len(light.row), dtype=bool), "both", kprobe_ns, tracepoint_ns)
+    i, j = _phases(dense, Kind.REMOVE, Kind.COPY)
+    if walk is None or len(i) < MIN_SAMPLES:
+        return None
+    place = np.arange(len(dense.row))
+    last = np.maximum.accumulate(np.where(dense.kind == Kind.RESTORE, place, -1))[j]
+    # a walk that restored nothing ended no earlier than the setting one: it spares no visit
+    behind = np.where(last > i, between(dense.kind == Kind.REMOVE_VISIT, np.maximum(last, 0), j), 0)
+    visits = mean_draws("behind", behind.astype(np.float64))
+    whole, cut = walk
+    return (whole - cut) / visits if visits.min() > 0 else None
+
+
+def _walk(
+    these: Records, there: Bools, name: str, kprobe_ns: Floats, tracepoint_ns: Floats
+) -> tuple[Floats, Floats] | None:
+    """float64[DRAWS] each: a restoring walk, and one that ends behind the last entry; None: too few of them.
+
+    Args:
+        these: the records.
+        there: bool[n_records], those where a phase may begin.
+        name: of those.
+        kprobe_ns: overhead of a probe.
+        tracepoint_ns: of a tracepoint.
+    """
+    sorts = {"R": (Kind.REMOVE, Kind.COPY), "U": (Kind.TRY, Kind.TRY), "C": (Kind.COPY, Kind.REMOVE)}
+    found = {}
+    for sort, ends in sorts.items():
+        i, j = _phases(these, *ends)
+        phase = _phase(these, i[there[i]], j[there[i]])
+        if len(phase.ns) < MIN_SAMPLES:
+            return None
+        found[sort] = phase.net(f"{sort} {name}", kprobe_ns, tracepoint_ns)
+    kappa = np.maximum(uncertain("restored in set", *RESTORED_IN_SET), 0.0)
+    finishing = np.maximum(uncertain("finishing", *FINISHING_SHARE), 0.0) * np.maximum(found["C"], 0.0)
+    return found["R"], kappa * found["U"] + finishing
 
 
 def _phases(these: Records, begin: Kind, end: Kind) -> tuple[Rows, Rows]:
