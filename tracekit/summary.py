@@ -107,9 +107,11 @@ def _policy(trace: Trace, replay: Replay, costs: CostModel, judged: Judged) -> d
         return {**head, "reason": undone, "record": None}
     if judgement is None:
         lacking = recording.missing(trace, judged.chosen.policy.needs)
-        reason = (
-            f"the trace has no {', '.join(lacking)}" if lacking else "needs VMA visits, which --fidelity counts hides"
-        )
+        reason = "needs VMA visits, which --fidelity counts hides"
+        if lacking:
+            reason = f"the trace has no {', '.join(lacking)}"
+        elif recording.unrecorded(trace, judged.chosen.policy.needs):
+            reason = "needs VMA visits: they were not recorded, and are not reconstructed at fidelity counts"
         return {**head, "reason": reason, "record": recording.record_command() if lacking else None}
     counted = _counted(replay, judgement)
     used = enclosing(replay, replay.operations.select("call"))
