@@ -12,6 +12,8 @@ import polars as pl
 
 from tracekit.policies import Ints, Judgement
 
+Bools = npt.NDArray[np.bool_]
+
 # include/linux/page-flags.h: the posted count shares its word with the page type, 24 bits
 _LIMIT = 0xFFFFFF
 
@@ -48,45 +50,40 @@ class CounterEarlyExit:
 
     def judge(self, ops: pl.DataFrame) -> Judgement:
         """Visits after the one that brings the count to zero are spared; the first is always made."""
-        visits = ops.with_row_index("row").filter(pl.col("op") == "remove_migration_ptes.vma_visit")
-        episodes = _counts(ops).filter(self._eligible())
-        visits = (
-            visits.select("row", "episode", "position", "vma", "nr_pages")
-            .join(episodes, on="episode")
-            .sort("episode", "position")
-            .with_columns(
-                removed=pl.col("nr_pages").cum_sum().over("episode"), total=pl.col("nr_pages").sum().over("episode")
-            )
-        )
-        count = pl.col("total") if self.counter == "exact" else pl.col("counted")
-        # done() is asked after a visit, never before the first
-        visits = visits.with_columns(made=(pl.col("removed") - pl.col("nr_pages") < count) | (pl.col("position") == 0))
-        spared = visits.filter(~pl.col("made"))
-        stale = ops.with_row_index("row").filter(pl.col("op") == "migration_entry.restore")
-        stale = stale.join(spared.select("episode", "vma"), on=["episode", "vma"], how="semi")
-        executed = np.ones(len(ops), dtype=np.int64)
-        executed[spared["row"].to_numpy()] = 0
-        executed[stale["row"].to_numpy()] = 0
+        episode = ops["episode"].fill_null(-1).to_numpy()
+        counts = _counts(ops, episode)
+        eligible = counts.select(self._eligible().fill_null(value=False)).to_series()
+        # the last one stands for the rows of no episode
+        is_eligible = np.append(eligible.to_numpy(), values=False)
+        count = None if self.counter == "exact" else counts["counted"].to_numpy()
+        spared = _beyond_count(ops, episode, is_eligible, count)
+        stale = _stale(ops, episode, spared)
         cut = self._whole_walks(ops)
-        executed[cut] = 0
+        executed = np.ones(len(ops), dtype=np.int64)
+        for rows in (spared, stale, cut):
+            executed[rows] = 0
+        updates, shorter = np.zeros((2, len(ops)), dtype=np.int64)
+        updated = _rows(ops, *("migration_entry." + what for what in ("set", "restore", "fork_copy", "zap")))
+        updates[updated[is_eligible[episode[updated]]]] = 1
+        updates[cut] = 2  # one entry set and restored, at the least
+        shorter[cut] = 1
         return Judgement(
             executed,
-            {
-                "counter.update": _updates(ops, episodes) + 2 * cut,  # one entry set and restored, at the least
-                "remove_migration_ptes.walk_to_last_entry": cut.astype(np.int64),
-            },
-            harmed=ops["episode"].is_in(stale["episode"].implode()).fill_null(value=False).to_numpy(),
+            {"counter.update": updates, "remove_migration_ptes.walk_to_last_entry": shorter},
+            harmed=_marked(episode, stale)[episode] if len(stale) else np.zeros(len(ops), dtype=bool),
             unsafe={"stale_migration_entries": len(stale)},
             proof=_proof(ops, stale),
-            open=self._open(episodes) | ({"folios_of_unknown_order": int(cut.sum())} if cut.any() else {}),
+            open=self._open(counts.filter(eligible)) | ({"folios_of_unknown_order": len(cut)} if len(cut) else {}),
         )
 
-    def _whole_walks(self, ops: pl.DataFrame) -> npt.NDArray[np.bool_]:
-        """bool[n_ops]: walks without visits that the policy cuts; with counter=posted none, for it may do harm."""
+    def _whole_walks(self, ops: pl.DataFrame) -> Ints:
+        """Rows of walks without visits that the policy cuts; with counter=posted none, for it may do harm."""
+        walks = _rows(ops, "remove_migration_ptes.walk")
         if self.counter == "posted":
-            return np.zeros(len(ops), dtype=bool)
-        cut = (ops["op"] == "remove_migration_ptes.walk") & ops["known"] & ops["moved"]
-        return cut.fill_null(value=False).to_numpy()
+            return walks[:0]
+        known, moved = (ops[name].gather(walks).fill_null(value=False).to_numpy() for name in ("known", "moved"))
+        cut: Ints = walks[known & moved]
+        return cut
 
     def _eligible(self) -> pl.Expr:
         # undo clears the count first and walks in full; an uncounted folio has no type, and loses it above the limit
@@ -109,51 +106,105 @@ class CounterEarlyExit:
         }
 
 
-def _counts(ops: pl.DataFrame) -> pl.DataFrame:
-    """Per episode: its entries by origin, and ``counted``: the posted counter when the remove walk begins."""
-    op, window = pl.col("op"), pl.col("window")
-    copied, zapped = op == "migration_entry.fork_copy", op == "migration_entry.zap"
+def _counts(ops: pl.DataFrame, episode: Ints) -> pl.DataFrame:
+    """Row n: the entries of episode n by origin, and ``counted``: the posted counter when the remove walk begins."""
+    n_episodes = int(episode.max(initial=-1)) + 1
+
+    def of(rows: Ints) -> Ints:
+        return np.bincount(episode[rows] + 1, minlength=n_episodes + 1)[1:]
+
+    made, collected, copied, zapped = (
+        _rows(ops, "migration_entry." + what) for what in ("set", "collect", "fork_copy", "zap")
+    )
+    # order, moved and known are the same in all of an episode
+    one = np.zeros(n_episodes + 1, dtype=np.int64)
+    one[episode[made]] = made
+    counts = {
+        "set": of(made),
+        "collect": of(collected),
+        "copied": of(copied),
+        "copied_late": of(copied[_within(ops, copied, "after_walk", "unknown")]),
+        "copied_unknown": of(copied[_within(ops, copied, "unknown")]),
+        "zapped_late": of(zapped[_within(ops, zapped, "after_walk", "unknown")]),
+        "zapped_unknown": of(zapped[_within(ops, zapped, "unknown")]),
+    }
     return (
-        ops.lazy()
-        .filter(pl.col("episode").is_not_null())
-        .group_by("episode")
-        .agg(
-            pl.col("order", "moved", "known").first(),
-            set=(op == "migration_entry.set").sum().cast(pl.Int64),
-            collect=(op == "migration_entry.collect").sum().cast(pl.Int64),
-            copied=copied.sum().cast(pl.Int64),
-            copied_late=(copied & (window != "during_walk")).sum().cast(pl.Int64),
-            copied_unknown=(copied & (window == "unknown")).sum().cast(pl.Int64),
-            zapped_late=(zapped & (window != "during_walk")).sum().cast(pl.Int64),
-            zapped_unknown=(zapped & (window == "unknown")).sum().cast(pl.Int64),
-        )
+        ops.select("order", "moved", "known")[one[:n_episodes]]
+        .with_columns(pl.Series(name, numbers) for name, numbers in counts.items())
         .with_columns(counted=pl.col("set") + pl.col("copied_late") - pl.col("zapped_late"))
-        .collect()
     )
 
 
-def _proof(ops: pl.DataFrame, stale: pl.DataFrame) -> pl.DataFrame | None:
+def _beyond_count(ops: pl.DataFrame, episode: Ints, is_eligible: Bools, count: Ints | None) -> Ints:
+    """Rows of visits that follow on the one after which as many entries are restored as ``count`` says of its episode.
+
+    Args:
+        ops: the operations.
+        episode: int64[n_ops], of each; -1: none.
+        is_eligible: bool[n_episodes + 1].
+        count: int64[n_episodes]; None: as many as its visits restore.
+    """
+    row = _rows(ops, "remove_migration_ptes.vma_visit")
+    row = row[is_eligible[episode[row]]]
+    position = ops["position"].gather(row).cast(pl.Int64).fill_null(-1).to_numpy()
+    # several tasks may walk at a time; what is in order already is quick to sort
+    order = np.argsort(episode[row] * (position.max(initial=0) + 2) + position, kind="stable")
+    row, position = row[order], position[order]
+    pages, of = ops["nr_pages"].gather(row).fill_null(0).to_numpy(), episode[row]
+    first = np.flatnonzero(np.diff(of, prepend=-1))
+    n_visits = np.diff(np.append(first, len(row)))
+    total = np.cumsum(pages)
+    last = first + n_visits - 1
+    base = total[first] - pages[first]
+    removed = total - pages - np.repeat(base, n_visits)
+    total = np.repeat(total[last] - base, n_visits) if count is None else count[of]
+    # done() is asked after a visit, never before the first
+    beyond: Ints = row[(removed >= total) & (position > 0)]
+    return beyond
+
+
+def _stale(ops: pl.DataFrame, episode: Ints, spared: Ints) -> Ints:
+    """Rows that restore an entry in a VMA whose visit is ``spared``."""
+    restored = _rows(ops, "migration_entry.restore")
+    restored = restored[_marked(episode, spared)[episode[restored]]]
+    keys = ["episode", "vma"]
+    may, visits = (ops.select(keys)[rows] for rows in (restored, spared))
+    # the shorter one is the one to look up in
+    visits = visits.join(may, on=keys, how="semi")
+    left = may.with_row_index("at").join(visits, on=keys, how="semi")["at"]
+    stale: Ints = restored[left.to_numpy()]
+    return stale
+
+
+def _proof(ops: pl.DataFrame, stale: Ints) -> pl.DataFrame | None:
     """What shows each entry left behind: that it was restored as traced, and how it came to be uncounted."""
-    if stale.is_empty():
+    if not len(stale):
         return None
     made = ops.filter(pl.col("op").is_in(["migration_entry.fork_copy", "migration_entry.collect"])).select(
         "episode", "vma", "addr", made_by="op", made_ns="time_ns"
     )
-    return stale.join(made, on=["episode", "vma", "addr"], how="left", maintain_order="left").select(
-        pl.lit("stale_migration_entries").alias("outcome"),
-        *("time_ns", "task", "addr", "vma", "mm", "folio", "episode", "seq", "made_by", "made_ns"),
+    entries = ops.select("time_ns", "task", "addr", "vma", "mm", "folio", "episode", "seq")[stale]
+    return entries.join(made, on=["episode", "vma", "addr"], how="left", maintain_order="left").select(
+        pl.lit("stale_migration_entries").alias("outcome"), *entries.columns, "made_by", "made_ns"
     )
 
 
-def _updates(ops: pl.DataFrame, episodes: pl.DataFrame) -> Ints:
-    """int64[n_ops]: one update at each entry made, restored or cleared of a counted folio."""
-    updates = ops["op"].is_in(["migration_entry." + what for what in ("set", "restore", "fork_copy", "zap")])
-    return (
-        (updates & ops["episode"].is_in(episodes["episode"].implode()))
-        .fill_null(value=False)
-        .to_numpy()
-        .astype(np.int64)
-    )
+def _rows(ops: pl.DataFrame, *names: str) -> Ints:
+    """Where an operation of ``names`` is."""
+    return np.flatnonzero(ops["op"].is_in(names).to_numpy())
+
+
+def _within(ops: pl.DataFrame, rows: Ints, *windows: str) -> Bools:
+    """bool[n]: whether each of ``rows`` is in one of ``windows``."""
+    return ops["window"].gather(rows).is_in(windows).fill_null(value=False).to_numpy()
+
+
+def _marked(episode: Ints, rows: Ints) -> Bools:
+    """bool[n_episodes + 1]: which have any of ``rows``; the last one stands for none."""
+    marked = np.zeros(int(episode.max(initial=-1)) + 2, dtype=bool)
+    marked[episode[rows]] = True
+    marked[-1] = False
+    return marked
 
 
 POLICY = CounterEarlyExit
