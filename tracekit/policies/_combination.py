@@ -2,12 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 
 from tracekit.errors import UsageError
 from tracekit.policies import Ints, Judgement, Policy
+
+Count = TypeVar("Count", int, Ints)
 
 
 @dataclass(frozen=True)
@@ -29,27 +34,16 @@ class Combination:
     def judge(self, ops: pl.DataFrame) -> Judgement:
         """An operation that any part spares is spared; what the parts add and harm is summed."""
         judged = [part.judge(ops) for part in self.parts]
-        executed = np.ones(len(ops), dtype=np.int64)
-        added: dict[str, Ints] = {}
-        amounts: dict[str, Ints] = {}
-        harmed = np.zeros(len(ops), dtype=bool)
-        for one in judged:
-            executed *= one.executed
-            for name, count in one.added.items():
-                added[name] = added.get(name, 0) + count
-            for name, count in one.amounts.items():
-                amounts[name] = amounts.get(name, 0) + count
-            if one.harmed is not None:
-                harmed |= one.harmed
+        harmed = [one.harmed for one in judged if one.harmed is not None and one.harmed.any()]
         return Judgement(
-            executed,
-            added,
-            harmed if harmed.any() else None,
+            reduce(np.multiply, [one.executed for one in judged]),
+            _sum([one.added for one in judged]),
+            reduce(np.logical_or, harmed) if harmed else None,
             _sum([one.unsafe for one in judged]),
             _sum([one.losses for one in judged]),
             _sum([one.open for one in judged]),
             next((one.batches for one in judged if one.batches is not None), None),
-            amounts,
+            _sum([one.amounts for one in judged]),
             pl.concat(proofs) if (proofs := [one.proof for one in judged if one.proof is not None]) else None,
         )
 
@@ -76,5 +70,7 @@ def _touches(policy: Policy) -> tuple[str, ...]:
     return touches
 
 
-def _sum(counts: list[dict[str, int]]) -> dict[str, int]:
-    return {name: sum(one.get(name, 0) for one in counts) for name in dict.fromkeys(n for one in counts for n in one)}
+def _sum(counts: list[dict[str, Count]]) -> dict[str, Count]:
+    """By name. What only one part has is not copied: it may be long."""
+    names = dict.fromkeys(name for one in counts for name in one)
+    return {name: reduce(add, [one[name] for one in counts if name in one]) for name in names}

@@ -42,7 +42,11 @@ class Speedups(NamedTuple):
         Between sizes and between numbers of channels it is interpolated over their logarithms, beyond them it stays.
         """
         found = np.empty((3, len(folio_bytes)))
-        pairs, where = np.unique(np.stack([folio_bytes, channels]), axis=1, return_inverse=True)
+        given = np.stack([folio_bytes, channels])
+        # neighbours are alike, as a rule, and what is looked up once need not be sorted
+        first = np.flatnonzero((np.diff(given, prepend=-1) != 0).any(axis=0))
+        pairs, where = np.unique(given[:, first], axis=1, return_inverse=True)
+        where = np.repeat(where.ravel(), np.diff(np.append(first, len(folio_bytes))))
         sizes, known = np.log(self.folio_bytes), np.log(self.channels[engine])
         for end in range(3):
             of_pair = [
@@ -53,7 +57,7 @@ class Speedups(NamedTuple):
                 )
                 for size, count in pairs.T
             ]
-            found[end] = np.asarray(of_pair, dtype=np.float64)[where.ravel()] if of_pair else 0
+            found[end] = np.asarray(of_pair, dtype=np.float64)[where] if of_pair else 0
         return found
 
 
