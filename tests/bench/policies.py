@@ -12,7 +12,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tracekit import pipeline, policies, registry
+from tracekit import _process, pipeline, policies, registry
 from tracekit.machine.replay import replay
 
 SPECS = (
@@ -41,6 +41,7 @@ def tiled(ops: pl.DataFrame, n_ops: int) -> pl.DataFrame:
 
 def main() -> None:
     """Print a line per policy, and the sum."""
+    _process.settle()  # as the command line does
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("trace", type=Path)
     parser.add_argument("--operations", type=int, default=10_000_000)
