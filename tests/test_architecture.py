@@ -18,6 +18,7 @@ PACKAGE = ROOT / "tracekit"
 # Low to high. A module imports from lines above its own; a package counts as one, and imports freely within.
 LAYERS = (
     "errors _process",
+    "_terminal",
     "registry resources _columns profiles",
     "formats _parquet",
     "snapshot",

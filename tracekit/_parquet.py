@@ -317,8 +317,3 @@ def merge(paths: list[Path]) -> Iterator[pa.Table]:
         parts = [run.take(bound) for run in runs]
         yield sort_rows(pa.concat_tables(parts))
         runs = [run for run in runs if run.table is not None]
-
-
-def disk_bytes(root: Path) -> int:
-    """Bytes of all files below ``root``."""
-    return sum(entry.stat().st_size for entry in root.rglob("*") if entry.is_file())

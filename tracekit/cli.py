@@ -1,19 +1,17 @@
 """The command line: one function per verb, no logic. Heavy imports live inside the verbs (--help < 0.3 s)."""
 
-import json
-import os
 import signal
 import sys
-from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import tracekit
 from tracekit import _process
-from tracekit.errors import OutputError, TracekitError
+from tracekit import _terminal as terminal
+from tracekit.errors import TracekitError
 
 if TYPE_CHECKING:
     from tracekit.trace import Trace
@@ -57,7 +55,7 @@ MaxLossOption = Annotated[
 
 def _show_version(value: bool) -> None:
     if value:
-        _say(f"tracekit {tracekit.__version__}")
+        terminal.say(f"tracekit {tracekit.__version__}")
         raise typer.Exit
 
 
@@ -115,13 +113,10 @@ def ingest(
         to_ns=selection.nanoseconds("--to", to_time),
         cpus=selection.numbers("--cpu", cpu),
         pids=selection.numbers("--pid", pid),
-        progress=_progress("ingest"),
+        progress=terminal.progress("ingest"),
     )
     trace = open_trace(target)
-    if as_json:
-        _print_json(trace.manifest)
-    else:
-        _say(f"{trace.path}: {trace.size}")
+    terminal.show(trace.manifest, f"{trace.path}: {trace.size}", as_json=as_json)
     _leave(trace, max_loss)
 
 
@@ -130,12 +125,9 @@ def info(path: PathArgument, max_loss: MaxLossOption = 0.0, as_json: JsonOption 
     """Say what a trace holds, what was lost, what can be judged and what is missing for the rest."""
     from tracekit import inspect, pipeline
 
-    trace = pipeline.load(path, progress=_progress("ingest"))
+    trace = pipeline.load(path, progress=terminal.progress("ingest"))
     document = inspect.inspect(trace)
-    if as_json:
-        _print_json(document)
-    else:
-        _say(inspect.text(document))
+    terminal.show(document, inspect.text(document), as_json=as_json)
     _leave(trace, max_loss)
 
 
@@ -176,13 +168,13 @@ def replay(
         reports.check_suffix(report_file)
     names = registry.names("tracekit.policies") if all_policies else []
     has = read_variants(kernel_has or [])
-    trace = pipeline.load(path, progress=_progress("ingest"))
+    trace = pipeline.load(path, progress=terminal.progress("ingest"))
     result = pipeline.run(trace, [*names, *(policy or [])], fidelity=fidelity, costs=costs or (), kernel_has=has)
     if output is not None:
         result.write(output, force=force)
     if report_file is not None:
         reports.write(result.document, report_file)
-    _say(reports.render(result.document, "json" if as_json else "txt").decode().rstrip("\n"))
+    terminal.say(reports.render(result.document, "json" if as_json else "txt").decode().rstrip("\n"))
     _leave(trace, max_loss)
 
 
@@ -208,11 +200,8 @@ def compare(
     """Put two traces or two results side by side, and what A predicts beside what B shows."""
     from tracekit import compare as comparison
 
-    document = comparison.compare(a, b, policy or (), progress=_progress("ingest"))
-    if as_json:
-        _print_json(document)
-    else:
-        _say(comparison.text(document))
+    document = comparison.compare(a, b, policy or (), progress=terminal.progress("ingest"))
+    terminal.show(document, comparison.text(document), as_json=as_json)
 
 
 @app.command()
@@ -227,13 +216,10 @@ def validate(
     """Predict what every spec.json below DIR asks for, beside what was measured."""
     from tracekit import validation
 
-    rows = validation.validate(dirs, progress=_progress("validate"), fidelity=fidelity)
+    rows = validation.validate(dirs, progress=terminal.progress("validate"), fidelity=fidelity)
     if output is not None:
         validation.write(rows, output)
-    if as_json:
-        _print_json(validation.document(rows))
-    else:
-        _say(validation.text(rows))
+    terminal.show(validation.document(rows), validation.text(rows), as_json=as_json)
 
 
 @app.command()
@@ -250,20 +236,20 @@ def policies(
     from tracekit.machine.operations import AMOUNTS, OPERATIONS
 
     if template:
-        _say(package.template().rstrip("\n"))
+        terminal.say(package.template().rstrip("\n"))
         return
     if operations:
-        _print_table({**OPERATIONS, **AMOUNTS}, as_json)
+        terminal.print_table({**OPERATIONS, **AMOUNTS}, as_json)
         return
     described = [package.describe(name) for name in registry.names("tracekit.policies")]
     if as_json:
-        _print_json(described)
+        terminal.print_json(described)
         return
     for one in described:
-        _say(f"{one['name']}: {one['text']}")
+        terminal.say(f"{one['name']}: {one['text']}")
         for param in one["params"].values():
             default = "decided by the policy" if param["default"] is None else param["default"]
-            _say(f"    {param['usage']}   default {default}")
+            terminal.say(f"    {param['usage']}   default {default}")
 
 
 @app.command()
@@ -271,7 +257,7 @@ def formats(as_json: JsonOption = False) -> None:
     """List the trace formats that can be read; a file's format is found by its content."""
     from tracekit import formats as package
 
-    _print_table({reader.NAME: reader.DESCRIPTION for reader in package.readers()}, as_json)
+    terminal.print_table({reader.NAME: reader.DESCRIPTION for reader in package.readers()}, as_json)
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -307,15 +293,15 @@ def record(
     from tracekit import record as package
 
     if dry_run:
-        _say(package.dry_run(profile, output, command or [], recorder, seconds))
+        terminal.say(package.dry_run(profile, output, command or [], recorder, seconds))
         return
     made = package.record(profile, output, command or [], recorder, seconds, with_snapshot=snapshot, force=force)
     if made.status:
-        _complain(f"{(command or ['sleep'])[0]} ended with exit status {made.status}")
+        terminal.complain(f"{(command or ['sleep'])[0]} ended with exit status {made.status}")
     if calibrate:
         prices = package.calibrate(made.out, command or [], recorder, force=force)
-        _say(f"{prices}: {prices.stat().st_size:,} bytes; tracekit replay {made.out} --costs {prices}")
-    _say(f"{made.out}: {made.out.stat().st_size:,} bytes; what it holds: tracekit info {made.out}")
+        terminal.say(f"{prices}: {prices.stat().st_size:,} bytes; tracekit replay {made.out} --costs {prices}")
+    terminal.say(f"{made.out}: {made.out.stat().st_size:,} bytes; what it holds: tracekit info {made.out}")
 
 
 @app.command()
@@ -324,10 +310,11 @@ def doctor(as_json: JsonOption = False) -> None:
     from tracekit import doctor as package
 
     findings = package.examine()
-    if as_json:
-        _print_json({"schema": "tracekit/doctor/1", "findings": [one._asdict() for one in findings]})
-    else:
-        _say(package.text(findings))
+    terminal.show(
+        {"schema": "tracekit/doctor/1", "findings": [one._asdict() for one in findings]},
+        package.text(findings),
+        as_json=as_json,
+    )
     if not package.healthy(findings):
         raise typer.Exit(EXIT_FAULT)
 
@@ -341,7 +328,7 @@ def demo(
     """Run the whole job on a small real capture that comes with tracekit."""
     from tracekit import demonstration
 
-    demonstration.run(output, _say)
+    demonstration.run(output, terminal.say)
 
 
 def main() -> None:
@@ -354,7 +341,7 @@ def main() -> None:
     try:
         status = _run(sys.argv[1:])
     except BrokenPipeError:  # the reader of our stdout (head, less) has seen enough
-        _drop_stdout()
+        terminal.drop_stdout()
         status = 0
     sys.exit(status)
 
@@ -370,12 +357,12 @@ def _run(args: list[str]) -> int:
         with typer.main.get_command(app).make_context("tracekit", args) as context:
             context.command.invoke(context)
     except TracekitError as error:
-        _complain(str(error))
+        terminal.complain(str(error))
         return EXIT_FAULT
     except typer.Exit as done:
         return done.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; nothing was left half-written")
+        terminal.complain("interrupted; nothing was left half-written")
         return EXIT_INTERRUPTED
     except Exception as error:
         # click's own know how to show themselves; anything else is a bug and keeps its traceback
@@ -387,55 +374,11 @@ def _run(args: list[str]) -> int:
     return 0
 
 
-def _say(text: str) -> None:
-    """A result on stdout, at once: only so is a full disk or a closed pipe seen here and not after the end."""
-    try:
-        print(text, flush=True)  # noqa: T201
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _drop_stdout()
-        raise OutputError(f"standard output: cannot be written: {error.strerror}") from error
-
-
-def _drop_stdout() -> None:
-    """What stdout still holds goes nowhere, lest its flush at the end of the process fails once more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _complain(message: str) -> None:
-    print(f"tracekit: {message}", file=sys.stderr)  # noqa: T201
-
-
 def _leave(trace: "Trace", max_loss: float) -> None:
     """Exit 3 where more was lost than may be; says what."""
     from tracekit.inspect import loss
 
     share, what = loss(trace)
     if what is not None and (share is None or share > max_loss):
-        _complain(f"{trace.manifest['source']['name']}: {what}")
+        terminal.complain(f"{trace.manifest['source']['name']}: {what}")
         raise typer.Exit(EXIT_LOSS)
-
-
-def _progress(verb: str) -> Callable[[int, int], None] | None:
-    """A line on stderr that counts up, where stderr is a terminal."""
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        end = "\r" if done < total else "\r\033[K"
-        print(f"{verb} {done / max(total, 1):4.0%}", end=end, file=sys.stderr, flush=True)  # noqa: T201
-
-    return show
-
-
-def _print_json(document: Any) -> None:  # noqa: ANN401 -- any JSON document
-    _say(json.dumps(document, indent=1))
-
-
-def _print_table(texts: dict[str, str], as_json: bool) -> None:
-    if as_json:
-        _print_json(texts)
-        return
-    for name, text in texts.items():
-        _say(f"{name:<34} {text}")

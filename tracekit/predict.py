@@ -245,9 +245,8 @@ def _durations(facts: pl.DataFrame, drawn: npt.NDArray[np.int64]) -> Floats:
     """float64[DRAWS]: summed duration; where all the calls did the same, the usual one's: the first is often cold."""
     duration = facts["duration_ns"].to_numpy().astype(np.float64)[drawn]
     records = facts.select(pl.sum_horizontal(_TAKEN.values())).to_series().to_numpy()
-    alike = len(facts) > 2 and float(np.ptp(records)) <= _ALIKE * float(
-        records.max()
-    )  # of two neither is the usual one
+    # of two neither is the usual one
+    alike = len(facts) > 2 and float(np.ptp(records)) <= _ALIKE * float(records.max())
     summed: Floats = np.median(duration, axis=1) * len(facts) if alike else duration.sum(axis=1)
     return summed
 

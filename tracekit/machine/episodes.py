@@ -60,7 +60,7 @@ def find_episodes(walks: pl.DataFrame, pairs: pl.DataFrame, calls: pl.DataFrame,
     )
 
 
-def entries_stayed(entries: pl.DataFrame, arch: str, page_size: int) -> pl.DataFrame:
+def entries_stayed(entries: pl.DataFrame, arch: str, page_size: int | None) -> pl.DataFrame:
     """(remove_walk, stayed): whether the first entry that the walk restored points at the page it pointed at before.
 
     Empty for an architecture whose entries are not decoded.

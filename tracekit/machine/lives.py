@@ -57,13 +57,14 @@ def find_mappings(trace: Trace) -> Mappings:
     return Mappings(pl.concat(found), schema.recorded(trace, "rmap_add_new_anon"))
 
 
-def find_lives(removals: pl.DataFrame, copies: pl.DataFrame, mappings: Mappings) -> pl.DataFrame:
+def find_lives(removals: pl.DataFrame, copies: pl.DataFrame, mappings: Mappings, page_size: int) -> pl.DataFrame:
     """What is known of the folio of each removal and each call of deferred_split_folio.
 
     Args:
         removals: columns number (0, 1, …), folio, time_ns, seq, index, nr_pages, is_split, and owner: whose page table.
         copies: folio, time_ns, seq of each folio copied to: its life begins.
         mappings: of ``find_mappings``.
+        page_size: bytes.
 
     Returns:
         number, life, unmapped, left, anon: as in the operations table; addr: user address of the first page, as it was
@@ -95,12 +96,17 @@ def find_lives(removals: pl.DataFrame, copies: pl.DataFrame, mappings: Mappings)
     return (
         events.with_columns(
             anon=pl.when((pl.col("what") == _SPLIT).any().over("life")).then(pl.lit(value=True)).otherwise(anon),
-            base=(pl.col("addr") - pl.col("index").cast(pl.UInt64) * 4096).forward_fill().over("life"),
+            base=(pl.col("addr") - pl.col("index").cast(pl.UInt64) * page_size).forward_fill().over("life"),
         )
         .filter(pl.col("number").is_not_null())
         .join(facts, on="order", how="left")
         .select(
-            "number", "life", "unmapped", "left", "anon", addr=pl.col("base") + pl.col("index").cast(pl.UInt64) * 4096
+            "number",
+            "life",
+            "unmapped",
+            "left",
+            "anon",
+            addr=pl.col("base") + pl.col("index").cast(pl.UInt64) * page_size,
         )
         .sort("number")
     )

@@ -92,13 +92,13 @@ def _arm64(page_shift: int, *, upper: bool) -> Layout:
     return Layout(3, 8, False, 0b11 | 0b111111 << 58, frame_bits, page_shift, young_bits)
 
 
-def layout_of(entries: Words, arch: str | None, page_size: int | None = 4096) -> Layout | None:
+def layout_of(entries: Words, arch: str | None, page_size: int | None = None) -> Layout | None:
     """The layout of the migration entries of one trace; None where none fits, or more than one.
 
     Args:
         entries: all that it has, or many.
         arch: as ``uname -m`` prints it.
-        page_size: bytes.
+        page_size: bytes; None: not known, and only x86-64, which has one, is understood.
     """
     if arch == "x86_64":
         layouts = [_X86]
@@ -110,13 +110,13 @@ def layout_of(entries: Words, arch: str | None, page_size: int | None = 4096) ->
     return fit[0] if len(fit) == 1 else None
 
 
-def migration_entry_pfn(entries: Words, arch: str, page_size: int | None = 4096) -> Words | None:
+def migration_entry_pfn(entries: Words, arch: str, page_size: int | None = None) -> Words | None:
     """uint64[n]: source PFN of each migration entry; None where their layout is not told."""
     layout = layout_of(entries, arch, page_size)
     return None if layout is None else layout.source_frames(entries)
 
 
-def present_pfn(ptes: Words, arch: str, page_size: int | None = 4096) -> Words | None:
+def present_pfn(ptes: Words, arch: str, page_size: int | None = None) -> Words | None:
     """uint64[n]: PFN of each present PTE; None for an architecture that is not decoded.
 
     An x86-64 PROT_NONE entry (present 0, bit 8 set) has its frame bits inverted (__pte_needs_invert, against L1TF).

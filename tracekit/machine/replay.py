@@ -73,20 +73,9 @@ def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str
     walks, calls = find_walks(rows), find_calls(rows)
     entries = find_entries(rows, walks)
     windows = lost_windows(trace, rows)
-    spans = calls.table.select(
-        "start_ns",
-        first_row="start_row",
-        last_row=pl.coalesce("end_row", "start_row"),
-        end_ns=pl.coalesce("end_ns", "start_ns"),
-    )
-    call_table = calls.table.with_columns(lost=pl.Series(touched(spans, windows, rows), dtype=pl.Boolean))
-    first = walks.table["first_row"].to_numpy()
-    walk_table = walks.table.with_columns(
-        lost=pl.Series(touched(reach(rows, walks), windows, rows) | _inferred_walks(rows, walks), dtype=pl.Boolean),
-        call=pl.Series(calls.of_row[first]).replace(-1, None),
-    )
+    call_table, walk_table = _with_losses(rows, walks, calls, windows)
     machine = trace.manifest["machine"]
-    stayed = entries_stayed(entries, machine["arch"] or "", machine["page_size"] or 4096)
+    stayed = entries_stayed(entries, machine["arch"] or "", machine["page_size"])
     episodes = find_episodes(walk_table, pair_walks(rows, walks, entries), call_table, stayed)
     if not schema.recorded(trace, "mm_migrate_pages_start"):
         episodes = episodes.with_columns(in_migrate_pages=pl.lit(None, pl.Boolean))
@@ -100,8 +89,8 @@ def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str
     if unmaps:
         parts.append(find_unmapping(trace, Replayed(rows, walks.walk_of_row, calls.of_row, episodes, windows)))
     ops = _conform(pl.concat(parts, how="diagonal_relaxed"), episodes)
-    ops = _copied_bytes(ops, episodes, rows, trace.manifest["machine"]["page_size"])
-    has = find_evidence(ops, trace.manifest["machine"]["release"], kernel_has)
+    ops = _copied_bytes(ops, episodes, rows, machine["page_size"])
+    has = find_evidence(ops, machine["release"], kernel_has)
     ops = ops.with_columns(
         batched=pl.when(pl.col("op").is_in(["rmap.remove", "try_to_unmap.vma_visit"])).then(batched(has))
     )
@@ -115,6 +104,26 @@ def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str
         _anomalies(walks if level != "counts" else None, episodes, entries, call_table) | _unsure(why) | ignored,
         has,
         frozenset(event for event in KIND_OF_UNMAP_EVENT if not unmaps or not schema.tables_fit(trace, event)),
+    )
+
+
+def _with_losses(
+    rows: pl.DataFrame, walks: Walks, calls: Calls, windows: pl.DataFrame
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The tables of calls and of walks with ``lost``: whether events were; a walk's also where it was inferred."""
+    spans = calls.table.select(
+        "start_ns",
+        first_row="start_row",
+        last_row=pl.coalesce("end_row", "start_row"),
+        end_ns=pl.coalesce("end_ns", "start_ns"),
+    )
+    first = walks.table["first_row"].to_numpy()
+    unsure = touched(reach(rows, walks), windows, rows) | _inferred_walks(rows, walks)
+    return (
+        calls.table.with_columns(lost=pl.Series(touched(spans, windows, rows), dtype=pl.Boolean)),
+        walks.table.with_columns(
+            lost=pl.Series(unsure, dtype=pl.Boolean), call=pl.Series(calls.of_row[first]).replace(-1, None)
+        ),
     )
 
 

@@ -57,7 +57,10 @@ def find_unmapping(trace: Trace, known: Replayed) -> pl.DataFrame:
     mappings = lives.find_mappings(trace)
     copies = rows.filter(pl.col("kind") == Kind.COPY).select("folio", "time_ns", "seq")
     facts = lives.find_lives(
-        table.select("number", "folio", "time_ns", "seq", "owner", "index", "nr_pages", "is_split"), copies, mappings
+        table.select("number", "folio", "time_ns", "seq", "owner", "index", "nr_pages", "is_split"),
+        copies,
+        mappings,
+        page_size,
     )
     facts = _without_losses(facts, table, known.windows)
     table = table.join(facts, on="number", how="left", maintain_order="left")

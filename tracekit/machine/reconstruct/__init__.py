@@ -58,9 +58,7 @@ class Reconstruction(NamedTuple):
 def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     """Put the walks into the timeline ``rows``, which holds no probes."""
     machine = trace.manifest["machine"]
-    marks = (
-        entries(rows, machine["arch"] or "") if machine["page_size"] in (None, 4096) else pl.DataFrame(schema=SCHEMA)
-    )
+    marks = entries(rows, machine["arch"] or "", machine["page_size"])
     sets = len(rows.filter(pl.col("kind") == Kind.SET))
     if marks.is_empty() and sets:
         return Reconstruction(_merge(rows, Made()), {"values of the migration entries not understood": sets}, {})

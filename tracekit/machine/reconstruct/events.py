@@ -63,6 +63,7 @@ _CODES = {
     "migrate_pages": Code.CALL,
     "mbind": Code.CALL,
 }
+_PAGE_BYTES = 4096  # of x86-64; what shifts addresses by 12 here means them
 _ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP, Code.BRK)
 _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")
 CLONE_VM, CLONE_VFORK = 0x100, 0x4000
@@ -148,18 +149,20 @@ def page_faults(trace: Trace) -> pl.DataFrame:
     return pl.concat(frames).sort("time_ns", "seq").collect() if frames else pl.DataFrame(schema=kinds)
 
 
-def entries(rows: pl.DataFrame, arch: str) -> pl.DataFrame:
+def entries(rows: pl.DataFrame, arch: str, page_size: int | None) -> pl.DataFrame:
     """The rows of the timeline that walks are made from: columns as ``SCHEMA``.
 
     a: row, b: page of the address, c: PFN, d: order (null: none printed), e: type of the migration entry for a set,
     with DIRTY, f: PMD for a whole one. Of an EDGE e says whether migrate_pages() starts, f what its reason tells.
-    Empty where the values of the entries are not understood.
+    Empty where the values of the entries are not understood, and for pages of another size than ``_PAGE_BYTES``.
     """
+    if page_size not in (None, _PAGE_BYTES):
+        return pl.DataFrame(schema=SCHEMA)
     kinds = {Kind.SET: Code.SET, Kind.RESTORE: Code.RESTORE, Kind.MIGRATE_START: Code.EDGE, Kind.MIGRATE_END: Code.EDGE}
     picked = rows.with_row_index("a").filter(pl.col("kind").is_in(list(kinds)))
     word = picked["pte"].fill_null(0).to_numpy()
     is_set = (picked["kind"] == Kind.SET).to_numpy()
-    layout, after = pte.layout_of(word[is_set], arch), pte.present_pfn(word, arch)
+    layout, after = pte.layout_of(word[is_set], arch, page_size), pte.present_pfn(word, arch, page_size)
     if layout is None or after is None:
         return pl.DataFrame(schema=SCHEMA)
     pfn, entry = after.copy(), np.zeros(len(word), dtype=np.int64)
@@ -173,7 +176,7 @@ def entries(rows: pl.DataFrame, arch: str) -> pl.DataFrame:
         pl.col("kind").replace_strict({int(k): int(v) for k, v in kinds.items()}, return_dtype=pl.UInt8).alias("code"),
         tid="task",
         a="a",
-        b=pl.col("addr") // 4096,
+        b=pl.col("addr") // _PAGE_BYTES,
         c=pl.Series(pfn),
         d="order",
         e=pl.when(pl.col("kind").is_in([Kind.MIGRATE_START, Kind.MIGRATE_END]))

@@ -70,7 +70,8 @@ def _calls(trace: Trace, replay: Replay) -> pl.DataFrame | None:
         in_page_tables=named.fill_null(value=False) | (reason.is_null() & pl.col("parent").is_not_null())
     )
     counted = canonical(trace, "mm_migrate_pages", "succeeded", "failed").drop("time_ns", "task")
-    folios = _folios(replay, calls, trace.manifest["machine"]["arch"] or "")
+    machine = trace.manifest["machine"]
+    folios = _folios(replay, calls, machine["arch"] or "", machine["page_size"])
     if folios is None:
         return None
     found = folios.group_by("call").agg(pl.col("moved", "left", "unknown").sum())
@@ -82,7 +83,7 @@ def _calls(trace: Trace, replay: Replay) -> pl.DataFrame | None:
     )
 
 
-def _folios(replay: Replay, calls: pl.DataFrame, arch: str) -> pl.DataFrame | None:
+def _folios(replay: Replay, calls: pl.DataFrame, arch: str, page_size: int | None) -> pl.DataFrame | None:
     """Per call and source folio: pages moved, pages left where they were at its last try, pages of which neither shows.
 
     All entries of the last were unmapped before they could be restored. A folio that is split counts page by page from
@@ -97,8 +98,8 @@ def _folios(replay: Replay, calls: pl.DataFrame, arch: str) -> pl.DataFrame | No
         partner="row", end="row", new_pte="pte", new_order="order"
     )
     both = sets.join(ends, on="partner", how="left")
-    src = pte.migration_entry_pfn(both["pte"].to_numpy(), arch)
-    dst = pte.present_pfn(both["new_pte"].fill_null(0).to_numpy(), arch)
+    src = pte.migration_entry_pfn(both["pte"].to_numpy(), arch, page_size)
+    dst = pte.present_pfn(both["new_pte"].fill_null(0).to_numpy(), arch, page_size)
     if src is None or dst is None:
         return None
     stays = pl.when(pl.col("end").is_not_null()).then(pl.Series(np.asarray(src == dst)))
