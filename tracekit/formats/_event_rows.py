@@ -13,6 +13,7 @@ from tracekit._columns import Bytes
 from tracekit.formats._event_format import EventFormat, Field
 from tracekit.formats._print_fmt import namers
 
+_U32 = np.dtype(np.uint32)
 COMMON = ("time_ns", "cpu", "pid", "tid", "comm", "callchain_id", "seq")
 RECORD_COMMON = ("common_flags", "common_preempt_count", "common_pid")
 
@@ -54,20 +55,8 @@ class RowParts(NamedTuple):
     parts: Sequence[Rows]
 
     def column(self, offset: int, dtype: np.dtype) -> np.ndarray:
-        """The number at ``offset`` of each event's data: 1 ns each."""
-        if len(self.parts) == 1:
-            return self.parts[0].column(offset, dtype)
-        column = np.empty(sum(len(part.matrix) for part in self.parts), dtype)
-        row = 0
-        for matrix, origin in self.parts:
-            count, width = matrix.shape
-            column[row : row + count] = np.ndarray((count,), dtype, matrix.data, origin + offset, (width,))
-            row += count
-        return column
-
-    def block(self, offset: int, size: int) -> np.ndarray:
-        """``size`` bytes of each event's data, contiguous."""
-        return np.concatenate([part.block(offset, size) for part in self.parts])
+        """The number at ``offset`` of each event's data."""
+        return np.concatenate([part.column(offset, dtype) for part in self.parts])
 
 
 class Raws(NamedTuple):
@@ -125,6 +114,7 @@ class _Column(NamedTuple):
     number: np.dtype | None  # None: it is no integer
     dynamic: bool
     companion: _Companion | None  # of the column ``<name>_name``
+    kind: np.dtype | None  # as it lies there; None: bytes
 
     @property
     def type(self) -> pa.DataType:
@@ -161,7 +151,8 @@ class EventRows:
             companion = None
             if field.name in by_name and field in event.fields and number is not None and name + "_name" not in taken:
                 companion = _Companion(by_name[field.name].name)
-            self._plan.append(_Column(name, field, number, dynamic, companion))
+            kind = _U32 if dynamic else None if number is None else _integer(field.size, signed=number.kind == "i")
+            self._plan.append(_Column(name, field, number, dynamic, companion, kind))
 
     @property
     def types(self) -> list[tuple[str, pa.DataType]]:
@@ -173,24 +164,45 @@ class EventRows:
                 types.append((column.name + "_name", _columns.LABEL))
         return types
 
-    def decode(self, rows: Rows | RowParts, raws: Raws, count: Count) -> Named:
-        """Columns of the events in ``rows``; what is variable in them is taken from ``raws``.
+    def extract(self, rows: Rows) -> list[np.ndarray]:
+        """What has a fixed place in ``rows``: int[n] or uint8[n, size] for each field, in the order of the plan.
+
+        Best done while the rows are in the cache: column after column of many rows reads all their memory each time.
+        """
+        return [
+            rows.block(field.offset, field.size)
+            if kind is None
+            else rows.column(field.offset, kind).astype(number or kind, copy=False)
+            for _, field, number, _, _, kind in self._plan
+        ]
+
+    def arrays(self, columns: Sequence[np.ndarray], raws: Raws, count: Count) -> Named:
+        """Arrow columns of what ``extract`` found; what is variable is taken from ``raws``.
 
         ``raws.size`` must be at least ``row_bytes``. ``count`` is told of anomalies.
         """
-        columns: Named = []
-        for name, field, number, dynamic, companion in self._plan:
+        named: Named = []
+        for (name, field, number, dynamic, companion, _), values in zip(self._plan, columns, strict=True):
             if dynamic:
-                columns.append((name, _dynamic(rows, raws, field, count)))
+                named.append((name, _dynamic(values, raws, field, count)))
             elif number is None:
-                columns.append((name, _array(rows.block(field.offset, field.size), field)))
+                named.append((name, _array(values, field)))
             else:
-                values = rows.column(field.offset, _integer(field.size, signed=number.kind == "i"))
-                values = values.astype(number, copy=False)
-                columns.append((name, _columns.numbers(values)))
+                named.append((name, _columns.numbers(values)))
                 if companion is not None:
-                    columns.append((name + "_name", companion.column(values)))
-        return columns
+                    named.append((name + "_name", companion.column(values)))
+        return named
+
+    def decode(self, rows: Rows | RowParts, raws: Raws, count: Count) -> Named:
+        """Columns of the events in ``rows``; see ``arrays``."""
+        parts = rows.parts if isinstance(rows, RowParts) else [rows]
+        pieces = [self.extract(part) for part in parts]
+        return self.arrays(pieces[0] if len(pieces) == 1 else joined(pieces), raws, count)
+
+
+def joined(pieces: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Columns of several pieces, each end to end."""
+    return [np.concatenate(column) for column in zip(*pieces, strict=True)]
 
 
 def _column_names(event: EventFormat) -> dict[str, str]:
@@ -256,9 +268,9 @@ def _dynamic_element(field: Field) -> np.dtype:
     return _integer(max(size, 1), signed=size > 1 and kind.split()[0] not in _UNSIGNED)
 
 
-def _dynamic(rows: Rows | RowParts, raws: Raws, field: Field, count: Count) -> pa.Array:
-    """Variable data: the field holds length << 16 | offset. Null where that points outside of the event."""
-    place = rows.column(field.offset, np.dtype(np.uint32)).astype(np.int64)
+def _dynamic(words: np.ndarray, raws: Raws, field: Field, count: Count) -> pa.Array:
+    """Variable data: ``words`` hold length << 16 | offset. Null where that points outside of the event."""
+    place = words.astype(np.int64)
     begin = place & 0xFFFF
     if field.dynamic == "relative":
         begin = begin + field.offset + 4

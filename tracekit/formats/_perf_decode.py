@@ -2,18 +2,30 @@
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tracekit import _columns
 from tracekit.formats import Sink
-from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws, RowParts, Rows
+from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws, Rows
 from tracekit.formats._perf_backlog import Backlog, Part, joined
 from tracekit.formats._perf_callchain import NONE
 from tracekit.formats._perf_events import PerfEvent
 from tracekit.formats._perf_index import Starts, Words
-from tracekit.formats._perf_sample import CALLCHAIN, RAW, READ, STACK_USER, Variable, locate, rest, rest_names, word_of
+from tracekit.formats._perf_sample import (
+    CALLCHAIN,
+    RAW,
+    READ,
+    STACK_USER,
+    SampleLayout,
+    Variable,
+    locate,
+    rest,
+    rest_names,
+    word_of,
+)
 from tracekit.formats._perf_swap import swap_raw
 from tracekit.formats._perf_window import Ordered
 
@@ -28,6 +40,19 @@ _NULLABLE = frozenset({
     "cpu", "pid", "tid", "comm", "callchain_id", "branch_entries", "user_stack_bytes", "weight", "weight2", "weight3",
     "data_src", "transaction", "phys_addr", "cgroup", "data_page_size", "code_page_size",
 })  # fmt: skip
+
+
+_COMMON_PLACES = (("time", 0, _I64, 0), ("cpu", 0, _I32, -1), ("tid", 0, _I32, -1), ("tid", 4, _I32, -1))
+
+
+class _RawOf(NamedTuple):
+    """The raw data of samples."""
+
+    found: Variable | None  # None: it follows the fixed words of each
+    place: Starts  # words
+    size: Places  # bytes, 0 where not whole
+    whole: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    matrix: np.ndarray | None  # copies of the records, if ``found`` is None
 
 
 class Decoder:
@@ -56,7 +81,7 @@ class Decoder:
         Unless ``put_by``, their rows are handed on at once: another event has the same table.
         """
         if not event.tracepoint:
-            self._append(event.table, event, self._common(event, [_part(some, event)]) + self._extras(some, event))
+            self._append(event.table, event, self._common(_part(some, event)) + self._extras(some, event))
         elif event.layout.sample_type & RAW:
             self._decode_raw(some, event, event.rows(self.note), put_by=put_by)
         elif put_by:
@@ -66,19 +91,7 @@ class Decoder:
 
     def _decode_raw(self, some: Ordered, event: PerfEvent, rows: EventRows | None, *, put_by: bool) -> None:
         """The same for samples of a tracepoint."""
-        layout = event.layout
-        width = _words_of(0 if rows is None else rows.row_bytes)
-        found = matrix = None
-        if self.swapped or layout.sample_type & (READ | CALLCHAIN | STACK_USER):
-            found = locate(some.words, some.starts, some.ends, layout)
-            assert found.raw is not None
-            assert found.raw_bytes is not None
-            place, size, whole = found.raw, found.raw_bytes, found.whole
-        else:  # the raw data follows at once: one copy of each record serves all
-            matrix = _gather(some.words, some.starts, layout.fixed_words + width)
-            place, size, whole = _raw_in(matrix, some.starts, layout.fixed_words)
-        if rows is not None:
-            whole = whole & (size >= rows.row_bytes)
+        found, place, size, whole, matrix = self._raw_of(some, event.layout, 0 if rows is None else rows.row_bytes)
         if not whole.all():
             self.note("raw_too_short", int(np.count_nonzero(~whole)))
             self._write_raw(some.pick(~whole), event, place[~whole], size[~whole])
@@ -88,56 +101,65 @@ class Decoder:
         if rows is None:
             self._write_raw(some, event, place, size)
             return
-        raws = Raws(some.words.view(np.uint8), 8 * place + 4, size)
+        raws = Raws(some.words.view(np.uint8), 8 * place + 4, size) if rows.dynamic or self.swapped else NO_RAWS
         if self.swapped:
             swap_raw(raws.data, raws.at, raws.size, rows.event)
         if matrix is None:
-            fixed = _gather(some.words, some.starts, layout.fixed_words)
-            matrix = np.concatenate((fixed, _gather(some.words, place, width)), axis=1)
+            raw = Rows(_gather(some.words, place, _words_of(rows.row_bytes)), 4)
+        else:
+            raw = Rows(matrix, 8 * event.layout.fixed_words + 4)
+        part = _part(some, event, matrix, rows.extract(raw))
         fields: Named = []
-        if found is not None and layout.sample_type & STACK_USER:
+        if found is not None and event.layout.sample_type & STACK_USER:
             fields = [column for column in self._rest(some, event, found) if column[0] == "user_stack_bytes"]
         if put_by and not fields and not rows.dynamic:
-            self.backlog.put(event, _part(some, event, matrix))
+            self.backlog.put(event, part)
         else:
-            self._write_parts(event, [_part(some, event, matrix)], raws, fields)
+            self._write_parts(event, [part], raws, fields)
+
+    def _raw_of(self, some: Ordered, layout: SampleLayout, row_bytes: int) -> _RawOf:
+        """Where the raw data of samples is; those with less than ``row_bytes`` are not whole."""
+        if self.swapped or layout.sample_type & (READ | CALLCHAIN | STACK_USER):
+            found = locate(some.words, some.starts, some.ends, layout)
+            assert found.raw is not None
+            assert found.raw_bytes is not None
+            return _RawOf(found, found.raw, found.raw_bytes, found.whole & (found.raw_bytes >= row_bytes), None)
+        # the raw data follows at once: one copy of each record serves all
+        matrix = _gather(some.words, some.starts, layout.fixed_words + _words_of(row_bytes))
+        size, whole = _raw_in(matrix, layout.fixed_words)
+        if int(size.min(initial=row_bytes)) < row_bytes:
+            whole = whole & (size >= row_bytes)
+        return _RawOf(None, some.starts + layout.fixed_words, size, whole, matrix)
 
     def _write_parts(
         self, event: PerfEvent, parts: list[Part], raws: Raws = NO_RAWS, more: Sequence[tuple[str, pa.Array]] = ()
     ) -> None:
         """Hand on the rows of ``parts``; ``raws`` are needed if their event is dynamic."""
-        parts = _in_order(event, parts)
-        columns = self._common(event, parts)
+        part = _in_order(event, parts)
+        columns = self._common(part)
         fields: Named = []
         if event.layout.sample_type & RAW:
             rows = event.rows(self.note)
             assert rows is not None
-            fields = rows.decode(_rows(parts, 8 * event.layout.fixed_words + 4), raws, self.note)
+            fields = rows.arrays(part.fields, raws, self.note)
         taken = {name for name, _ in fields}
         self._append(event.table, event, columns + fields + [column for column in more if column[0] not in taken])
 
-    def _common(self, event: PerfEvent, parts: list[Part]) -> Named:
+    def _common(self, part: Part) -> Named:
         """The columns that all tables of events start with."""
-        rows, places = _rows(parts, 0), event.layout.words
-        count = sum(len(part.seq) for part in parts)
-
-        def column(part: str, offset: int, dtype: np.dtype, missing: int) -> np.ndarray:
-            return rows.column(8 * places[part] + offset, dtype) if part in places else np.full(count, missing, dtype)
-
-        chains = [part.chain for part in parts if part.chain is not None]
-        if chains:
-            ids = np.concatenate(chains)
-            chain = _columns.numbers(ids, ids != NONE)
+        time_ns, cpu, pid, tid = part.common
+        if part.chain is None:
+            chain = _columns.nulls(_U32, len(part.seq))
         else:
-            chain = _columns.nulls(_U32, count)
+            chain = _columns.numbers(part.chain, part.chain != NONE)
         return [
-            ("time_ns", _columns.numbers(column("time", 0, _I64, 0))),
-            ("cpu", _columns.known(column("cpu", 0, _I32, -1))),
-            ("pid", _columns.known(column("tid", 0, _I32, -1))),
-            ("tid", _columns.known(column("tid", 4, _I32, -1))),
-            ("comm", _columns.labels(np.concatenate([part.comm for part in parts]), self.names)),
+            ("time_ns", _columns.numbers(time_ns)),
+            ("cpu", _columns.known(cpu)),
+            ("pid", _columns.known(pid)),
+            ("tid", _columns.known(tid)),
+            ("comm", _columns.labels(part.comm, self.names)),
             ("callchain_id", chain),
-            ("seq", _columns.numbers(np.concatenate([part.seq for part in parts]).view(np.uint64))),
+            ("seq", _columns.numbers(part.seq.view(np.uint64))),
         ]
 
     def _extras(self, some: Ordered, event: PerfEvent) -> Named:
@@ -158,7 +180,7 @@ class Decoder:
     def _write_raw(self, some: Ordered, event: PerfEvent, place: Starts, size: Places) -> None:
         at = 8 * place + 4
         raw = _columns.binary(some.words.view(np.uint8), at, at + size)
-        self._append(event.raw_table, event, [*self._common(event, [_part(some, event)]), ("raw", raw)])
+        self._append(event.raw_table, event, [*self._common(_part(some, event)), ("raw", raw)])
 
     def _append(self, table: str, event: PerfEvent, columns: Named) -> None:
         self.tables.add(table)
@@ -193,19 +215,28 @@ def _words_of(row_bytes: int) -> int:
     return (4 + row_bytes + 7) // 8
 
 
-def _raw_in(matrix: np.ndarray, starts: Starts, fixed_words: int) -> tuple[Starts, Places, np.ndarray]:
-    """Place (words) and bytes of the raw data after the fixed words of copied records; whether all of it is there."""
+def _raw_in(matrix: np.ndarray, fixed_words: int) -> tuple[Places, np.ndarray]:
+    """Bytes of the raw data after the fixed words of copied records; whether all of it is there."""
     rows = Rows(matrix, 0)
-    size = rows.column(8 * fixed_words, _U32).astype(np.int64)
-    whole = size <= rows.column(6, _U16).astype(np.int64) - (8 * fixed_words + 4)  # of the record's own size
-    return starts + fixed_words, size if whole.all() else np.where(whole, size, 0), whole
+    size, room = rows.column(8 * fixed_words, _U32), rows.column(6, _U16).astype(np.uint32)  # of the record
+    # the first comparison keeps the sum of the second within 32 bits
+    whole = (size <= room) & (size + np.uint32(8 * fixed_words + 4) <= room)
+    return np.where(whole, size, 0).astype(np.int64), whole
 
 
-def _part(some: Ordered, event: PerfEvent, matrix: np.ndarray | None = None) -> Part:
-    """Samples to be put by; ``matrix`` has their fixed words and the raw data from its size on."""
+def _part(
+    some: Ordered, event: PerfEvent, matrix: np.ndarray | None = None, fields: list[np.ndarray] | None = None
+) -> Part:
+    """Samples to be put by; ``matrix`` has at least their fixed words."""
     if matrix is None:
         matrix = _gather(some.words, some.starts, event.layout.fixed_words)
-    return Part(matrix, some.seq.copy(), some.comm.copy(), None if some.chain is None else some.chain.copy())
+    rows, places = Rows(matrix, 0), event.layout.words
+    common = [
+        rows.column(8 * places[part] + offset, kind) if part in places else np.full(len(matrix), missing, kind)
+        for part, offset, kind, missing in _COMMON_PLACES
+    ]
+    chain = None if some.chain is None else some.chain.copy()
+    return Part(common, fields or [], some.seq.copy(), some.comm.copy(), chain)
 
 
 def _gather(words: Words, starts: Starts, width: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
@@ -217,21 +248,13 @@ def _gather(words: Words, starts: Starts, width: int) -> np.ndarray[tuple[int, i
     return view[starts].view(np.uint8).reshape(len(starts), 8 * width)
 
 
-def _rows(parts: list[Part], origin: int) -> RowParts:
-    return RowParts([Rows(part.matrix, origin) for part in parts])
-
-
-def _in_order(event: PerfEvent, parts: list[Part]) -> list[Part]:
-    """The same rows by (time, cpu, seq); parts follow each other in time unless rows came late."""
-    place = event.layout.words.get("time")
-    if len(parts) == 1 or place is None:
-        return parts
-    ends = [part.matrix[[0, -1], 8 * place : 8 * place + 8].view(np.int64)[:, 0].tolist() for part in parts]
-    if all(before[1] < after[0] for before, after in pairwise(ends)):
-        return parts
+def _in_order(event: PerfEvent, parts: list[Part]) -> Part:
+    """The same rows by (time, cpu, seq), in one; parts follow each other in time unless rows came late."""
     part = joined(parts)
-    rows = Rows(part.matrix, 0)
-    keys = [part.seq, rows.column(8 * place, _I64)]
-    if "cpu" in event.layout.words:
-        keys.insert(1, rows.column(8 * event.layout.words["cpu"], _I32))
-    return [part.pick(np.lexsort(keys))]
+    if len(parts) == 1 or "time" not in event.layout.words:
+        return part
+    ends = [(one.common[0][0], one.common[0][-1]) for one in parts]
+    if all(before[1] < after[0] for before, after in pairwise(ends)):
+        return part
+    time_ns, cpu, *_ = part.common
+    return part.pick(np.lexsort((part.seq, cpu, time_ns)))
