@@ -160,11 +160,11 @@ class _Buffer:
         cpu = np.repeat([cpu for cpu, _ in parts], [len(part.at) for _, part in parts]).astype(np.int32)
         # CPUs come in order, events of each in order of their place: a stable sort by time orders by all three
         order = np.argsort(events.time_ns, kind="stable")
-        order = order.take(np.argsort(events.kind.take(order), kind="stable"))
+        counts = np.bincount(events.kind)
+        order = order.take(np.argsort(_short_keys(events.kind, counts).take(order), kind="stable"))
         at, size, time_ns, seq = (column.take(order) for column in events[:4])
         chain = None if events.chain is None else events.chain.take(order)
         every = Events(window.arena, at, size, time_ns, cpu.take(order), seq, chain)
-        counts = np.bincount(events.kind)
         ends = np.cumsum(counts)
         places = {kind: slice(ends[kind] - counts[kind], ends[kind]) for kind in np.flatnonzero(counts).tolist()}
         return {kind: every.pick(place) for kind, place in places.items()}
@@ -204,6 +204,16 @@ class _Buffer:
         ]
         batch = pa.RecordBatch.from_arrays([array for _, array in named], [name for name, _ in named])
         self.walk.sink.append(f"{self.root}lost", batch)
+
+
+def _short_keys(kind: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Keys of one byte in the order of uint16[n] ``kind`` where few kinds occur: half the time to sort."""
+    there = np.flatnonzero(counts)
+    if len(there) > 256:
+        return kind
+    key = np.zeros(len(counts), np.uint8)
+    key[there] = np.arange(len(there))
+    return key.take(kind)
 
 
 def _after(first: Future[None], task: Task) -> None:

@@ -94,10 +94,9 @@ class Comms:
             if code == len(self.names):
                 self.names.append(name)
             known[int(number)] = code
-        self._codes = np.full(max(known) + 2, -1, np.int32)
-        self._codes[list(known)] = list(known.values())
+        self._codes = np.full(max(known) + 3, -1, np.int32)  # of task −1 first, and of one too many last: unknown
+        self._codes[1:][list(known)] = list(known.values())
 
     def column(self, tid: np.ndarray) -> pa.Array:
         """Names of int32[n] ``tid``, null where unknown."""
-        place = np.where((tid >= 0) & (tid < len(self._codes)), tid, len(self._codes) - 1)
-        return _columns.labels(self._codes.take(place), self.names)
+        return _columns.labels(self._codes.take(tid + np.int32(1), mode="clip"), self.names)
