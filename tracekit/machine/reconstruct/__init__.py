@@ -16,9 +16,9 @@ import polars as pl
 from tracekit import schema
 from tracekit.machine import pte
 from tracekit.machine.reconstruct import heap, prune, renamed, start
+from tracekit.machine.reconstruct.blocks import Block, parts
 from tracekit.machine.reconstruct.events import (
     DIRTY,
-    SCHEMA,
     Code,
     Shown,
     entries,
@@ -37,9 +37,6 @@ from tracekit.machine.timeline import Kind
 from tracekit.trace import Trace
 
 __all__ = ["Reconstruction", "pruned", "reconstruct", "take"]
-
-
-_AT_ONCE = 1 << 16  # events made Python objects at a time
 
 
 class Reconstruction(NamedTuple):
@@ -122,13 +119,16 @@ def _no_garbage() -> Iterator[None]:
 def _run(life: Life, walker: Walker, events: pl.DataFrame) -> None:
     handlers = life.handlers() | {Code.SET: walker.set, Code.RESTORE: walker.restore, Code.EDGE: walker.edge}
     table = [handlers[code] for code in Code]
-    names = [name for name in SCHEMA if name not in ("time_ns", "seq")]
-    now = life.now
-    for whole in events.iter_slices(_AT_ONCE):
-        part = whole.select(pl.col(names).fill_null(0))
-        for event in zip(*(part[name].to_list() for name in names), strict=True):
+    for part in parts(events):
+        if isinstance(part, Block):
+            walker.block(part)
+            continue
+        now = life.now
+        for event in part:
             now += 1
             life.now = now
+            if event[0] > Code.EDGE:
+                life.stirred = now
             table[event[0]](event)
 
 
