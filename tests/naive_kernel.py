@@ -338,14 +338,23 @@ class Kernel:
 
     # migration
 
-    def migrate(self, task, owner, page, between=()):
-        """Move ``owner``'s page; operations ``between`` happen after the entries were set."""
-        pte = self.mm[owner].table.get(page)
-        if pte is None:
+    def migrate(self, task, owner, *pages, between=()):
+        """Move ``owner``'s pages, together; operations ``between`` happen after the entries were set."""
+        table = self.mm[owner].table
+        folios = list({id(table[page].folio): table[page].folio for page in pages if page in table}.values())
+        if not folios:
             return
-        folio = pte.folio
         self.say("CALL", task, owner)
         self.say("EDGE", task, 1, 3)
+        for folio in folios:
+            self._try(task, folio)
+        for operation in between:
+            operation()
+        for folio in folios:
+            self._remove(task, folio)
+        self.say("EDGE", task, 0, 3)
+
+    def _try(self, task, folio):
         tried = []
         for vma in self._tree(folio):
             tried.append(vma)
@@ -358,8 +367,8 @@ class Kernel:
             if not self._mapped(folio):
                 break
         self.walks.append(("try", self._where(tried, folio)))
-        for operation in between:
-            operation()
+
+    def _remove(self, task, folio):
         source, folio.pfn = folio.pfn, next(self.pfns)
         removed = self._tree(folio)
         restored = False
@@ -373,7 +382,6 @@ class Kernel:
             self.walks.append(("remove", self._where(removed, folio)))
         else:
             folio.pfn = source
-        self.say("EDGE", task, 0, 3)
 
     @staticmethod
     def _tree(folio):

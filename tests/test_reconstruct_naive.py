@@ -51,7 +51,8 @@ def play(draw, kernel, steps):
             if owner in kernel.mm and kernel.mm[owner].table:
                 mapped = sorted(kernel.mm[owner].table)
                 movers.append(task)
-                kernel.migrate(task, owner, mapped[(start - BASE) % len(mapped)], between)
+                first = (start - BASE) % len(mapped)
+                kernel.migrate(task, owner, *mapped[first : first + draw(st.integers(1, 3))], between=between)
                 movers.pop()
         elif what == "fork" and len(tasks) < 9:
             tasks.append(kernel.fork(task))
@@ -167,6 +168,21 @@ def test_every_walk_is_found(data):
     target(walks)
     of_files = sum(name == "MMAP" and not arguments[3] & 0x20 for name, _, arguments, _ in kernel.events)
     assert of_files > 1 or walks - sure <= 4 + walks // 3, "uncertain is no excuse"
+
+
+@EXAMPLES
+@given(st.data())
+def test_walks_taken_at_once_are_what_they_are_one_by_one(data):
+    kernel = Kernel()
+    play(data.draw, kernel, data.draw(st.integers(5, 40)))
+    cycle, marks = frames(kernel.events)
+    with mock.patch("tracekit.machine.reconstruct.blocks.FEW", 1):
+        at_once = run(cycle, marks)
+    with mock.patch("tracekit.machine.reconstruct.blocks.FEW", len(marks)):
+        one_by_one = run(cycle, marks)
+    assert list(at_once.made) == list(one_by_one.made)
+    assert at_once.why == one_by_one.why
+    compare(kernel, at_once)
 
 
 @EXAMPLES

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
 from tracekit.machine.reconstruct import heap, prune, renamed, start
+from tracekit.machine.reconstruct.blocks import Block, parts
 from tracekit.machine.reconstruct.events import (
     DIRTY,
-    SCHEMA,
     Code,
     Shown,
     entries,
@@ -30,16 +29,14 @@ from tracekit.machine.reconstruct.events import (
 )
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Life
+from tracekit.machine.reconstruct.merge import merge
 from tracekit.machine.reconstruct.rows import Made
 from tracekit.machine.reconstruct.state import Space, Vma
 from tracekit.machine.reconstruct.walker import Walker
-from tracekit.machine.timeline import Kind, Source
+from tracekit.machine.timeline import Kind
 from tracekit.trace import Trace
 
 __all__ = ["Reconstruction", "pruned", "reconstruct", "take"]
-
-
-_AT_ONCE = 1 << 16  # events made Python objects at a time
 
 
 class Reconstruction(NamedTuple):
@@ -61,7 +58,7 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     marks = entries(rows, machine["arch"] or "", machine["page_size"])
     sets = len(rows.filter(pl.col("kind") == Kind.SET))
     if marks.is_empty() and sets:
-        return Reconstruction(_merge(rows, Made()), {"values of the migration entries not understood": sets}, {})
+        return Reconstruction(merge(rows, Made()), {"values of the migration entries not understood": sets}, {})
     # a call that never happened leaves no table, so one of them speaks for all
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
     cycle = pl.concat([life_cycle(trace), renamed.execs(trace)])
@@ -72,7 +69,7 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     cycle = pruned(cycle, faults, marks)
     del faults  # by far the most of what there is
     walker = take(cycle, marks, how)
-    return Reconstruction(_merge(rows, walker.made), dict(walker.why), begin.anomalies)
+    return Reconstruction(merge(rows, walker.made), dict(walker.why), begin.anomalies)
 
 
 def pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
@@ -122,13 +119,16 @@ def _no_garbage() -> Iterator[None]:
 def _run(life: Life, walker: Walker, events: pl.DataFrame) -> None:
     handlers = life.handlers() | {Code.SET: walker.set, Code.RESTORE: walker.restore, Code.EDGE: walker.edge}
     table = [handlers[code] for code in Code]
-    names = [name for name in SCHEMA if name not in ("time_ns", "seq")]
-    now = life.now
-    for whole in events.iter_slices(_AT_ONCE):
-        part = whole.select(pl.col(names).fill_null(0))
-        for event in zip(*(part[name].to_list() for name in names), strict=True):
+    for part in parts(events):
+        if isinstance(part, Block):
+            walker.block(part)
+            continue
+        now = life.now
+        for event in part:
             now += 1
             life.now = now
+            if event[0] > Code.EDGE:
+                life.stirred = now
             table[event[0]](event)
 
 
@@ -137,16 +137,3 @@ def _identify(life: Life, marks: pl.DataFrame) -> Identify:
     seen = marks.filter(pl.col("code") == Code.SET)["e"].unique().to_list()
     read_type = pte.read_entry_type(sorted({entry % DIRTY for entry in seen}))
     return Identify(life, read_type, dirty_bits=any(entry >= DIRTY for entry in seen))
-
-
-def _merge(rows: pl.DataFrame, made: Made) -> pl.DataFrame:
-    """The timeline with the made rows in their places; time, task, CPU and stretch are of the row they stand at."""
-    new = made.frame()
-    beside = rows.select("task", "time_ns", "cpu", "comm", "stretch")[new["row"].to_numpy()]
-    new = new.hstack(beside).with_columns(
-        source=pl.lit(int(Source.RECONSTRUCTED), pl.UInt8),
-        certainty=pl.when("sure").then(pl.lit("reconstructed")).otherwise(pl.lit("inferred")),
-    )
-    old = rows.with_columns(place=pl.Series(2 * np.arange(len(rows))), certainty=pl.lit("observed"))
-    both = pl.concat([old, new.drop("row", "sure")], how="diagonal_relaxed")
-    return both.sort("place", maintain_order=True).select(*rows.columns, "certainty")

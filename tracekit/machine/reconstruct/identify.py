@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, maps
 from tracekit.machine.reconstruct.machine import Life
+from tracekit.machine.reconstruct.moved import Moved
 from tracekit.machine.reconstruct.state import Folio, Space
 from tracekit.machine.reconstruct.walk import Run, Walk
 
@@ -35,7 +36,7 @@ class Identify:
 
     def __init__(self, life: Life, read_type: int | None, *, dirty_bits: bool) -> None:
         self.life, self.read_type, self.dirty_bits = life, read_type, dirty_bits
-        self.moved: dict[int, Found] = {}
+        self.moved = Moved()
 
     def of(self, tid: int, walk: Walk) -> Identity:
         """The folio of ``walk``, a try walk of ``tid``."""
@@ -47,7 +48,7 @@ class Identify:
 
     def _of(self, tid: int, walk: Walk) -> Identity:
         runs = walk.runs()
-        target = self._target(tid, walk.reason)
+        target = self.target(tid, walk.reason)
         if target is not None:
             several = len({run.base for run in runs}) > 1
             for run in runs:
@@ -62,7 +63,8 @@ class Identify:
             return Identity(before)
         return self._of_anyone(walk, runs)
 
-    def _target(self, tid: int, reason: int) -> Space | None:
+    def target(self, tid: int, reason: int) -> Space | None:
+        """Whose memory ``tid`` moves, if the reason of migrate_pages() says so."""
         life = self.life
         if reason == _OWN:
             return life.space_of.get(tid)

@@ -26,6 +26,7 @@ class Life:
     Attributes:
         epoch: losses of events so far.
         now: number of the event being taken.
+        stirred: number of the latest that is neither fault nor entry.
         changed: number of the latest that took VMAs out of trees.
         mapped_files: how many mappings there are of files that only the number of a descriptor tells.
         space_of: the address space of a thread.
@@ -39,6 +40,7 @@ class Life:
 
     def __init__(self, pages: npt.NDArray[np.int64], shown: Shown) -> None:
         self.now = 0
+        self.stirred = 0
         self.pages = set(pages.tolist())
         self.around = set((pages >> AROUND).tolist())
         self.space_of: dict[int, Space] = {}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import polars as pl
+import numpy.typing as npt
 
 from tracekit.machine.reconstruct.state import Vma
 from tracekit.machine.reconstruct.walk import Walk
@@ -16,40 +16,43 @@ FOLIO, MM, VMA = 0xFFFF_EA00_0000_0000, 0xFFFF_8880_0000_0000, 0xFFFF_C900_0000_
 
 
 class Row(NamedTuple):
-    """A row that no record shows: it comes right before (``place`` odd) or after row ``place // 2`` of the timeline.
+    """A row that no record shows: it comes right before or ``after`` row ``row`` of the timeline.
 
     ``src``, ``vma``, ``mm`` and ``addr``: 0 where there is none.
     """
 
-    place: int
     row: int
+    after: int
     kind: int
+    sure: int
     folio: int
     src: int
     vma: int
     mm: int
     addr: int
-    sure: int
+
+
+_BYTE, _WORD, _ROW = "B", "Q", "I"  # polars counts rows in 32 bits, too
+_CODES = {"row": _ROW} | dict.fromkeys(("after", "kind", "sure"), _BYTE)
 
 
 class Made:
     """All such rows, column by column: a family of thousands makes thousands of them for every page."""
 
     def __init__(self) -> None:
-        self.columns = {name: array("q" if name in ("place", "row") else "Q") for name in Row._fields}
+        self.columns = {name: array(_CODES.get(name, _WORD)) for name in Row._fields}
         self._append = [column.append for column in self.columns.values()]
 
     def __iter__(self) -> Iterator[Row]:
         return map(Row._make, zip(*self.columns.values(), strict=True))
 
     def __len__(self) -> int:
-        return len(self.columns["place"])
+        return len(self.columns["row"])
 
-    def frame(self) -> pl.DataFrame:
-        """With null for 0 in what may be missing."""
-        frame = pl.DataFrame({name: np.frombuffer(column, column.typecode) for name, column in self.columns.items()})
-        missing = [pl.when(pl.col(name) != 0).then(name).alias(name) for name in ("src", "vma", "mm", "addr")]
-        return frame.with_columns(*missing, pl.col("kind").cast(pl.UInt8), pl.col("sure").cast(pl.Boolean))
+    def take(self, name: str) -> npt.NDArray[np.unsignedinteger]:
+        """A column, which is gone from here then: there are more of them than fit beside the timeline twice."""
+        column = self.columns.pop(name)
+        return np.frombuffer(column, column.typecode)
 
     def add(self, *row: int) -> None:
         """One, given as the fields of ``Row``."""
@@ -61,52 +64,42 @@ class Made:
         runs, source = walk.runs(), walk.source
         entry, visit = (Kind.TRY, Kind.TRY_VISIT) if source is None else (Kind.REMOVE, Kind.REMOVE_VISIT)
         folio = FOLIO + 64 * walk.head
-        row = runs[0].row
-        self.add(2 * row - 1, row, entry, folio, 0 if source is None else FOLIO + 64 * source.head, 0, 0, 0, walk.sure)
+        src = 0 if source is None else FOLIO + 64 * source.head
+        self.add(runs[0].row, 0, entry, walk.sure, folio, src, 0, 0, 0)
         at = 0
         for run, i in zip(runs, member, strict=True):
-            place = 2 * run.row - 1
-            self._visits(walk, visited[at : i + 1], visit, place, run.row)
+            self._visits(walk, visited[at : i + 1], visit, run.row)
             if i < 0:  # no VMA explains it: it was in one that is not known
-                self.add(place, run.row, visit, folio, 0, VMA + run.row, 0, run.page << 12, 0)
+                self.add(run.row, 0, visit, 0, folio, 0, VMA + run.row, 0, run.page << 12)
             at = max(at, i + 1)
-        last = walk.entries[-1][0]
-        self._visits(walk, visited[at:], visit, 2 * last + 1, last)
+        self._visits(walk, visited[at:], visit, walk.entries[-1][0], after=True)
 
     def nothing(self, source: Walk, row: int) -> None:
         """Those of a remove walk that found no entry left; it came somewhere before ``row``."""
-        folio, place = FOLIO + 64 * source.head, 2 * row - 1
-        self.add(place, row, Kind.REMOVE, folio + 1, folio, 0, 0, 0, 0)
+        folio = FOLIO + 64 * source.head
+        self.add(row, 0, Kind.REMOVE, 0, folio + 1, folio, 0, 0, 0)
         first = len(self)
-        self._visits(source, source.tree(), Kind.REMOVE_VISIT, place, row)
+        self._visits(source, source.tree(), Kind.REMOVE_VISIT, row)
         for at in range(first, len(self)):  # a folio of its own, at a guess
             self.columns["folio"][at], self.columns["sure"][at] = folio + 1, 0
 
     def empty_part(self, part: Walk, row: int, *, after: bool) -> None:
         """Those of the remove walk of a part of a split folio in which nothing was mapped, before or after ``row``."""
-        place = 2 * row + (1 if after else -1)
         assert part.source is not None
         head, source = FOLIO + 64 * part.head, FOLIO + 64 * part.source.head
-        self.add(place, row, Kind.REMOVE, head, source, 0, 0, 0, part.sure)
-        self._visits(part, part.tree(), Kind.REMOVE_VISIT, place, row)
+        self.add(row, after, Kind.REMOVE, part.sure, head, source, 0, 0, 0)
+        self._visits(part, part.tree(), Kind.REMOVE_VISIT, row, after=after)
 
-    def _visits(self, walk: Walk, visited: list[Vma], kind: Kind, place: int, row: int) -> None:
+    def _visits(self, walk: Walk, visited: list[Vma], kind: Kind, row: int, *, after: bool = False) -> None:
         if not visited:
             return
-        n, pgoff = len(visited), walk.pgoff()
+        n, pgoff, folio = len(visited), walk.pgoff(), FOLIO + 64 * walk.head
         if n == 1:
-            vma, folio = visited[0], FOLIO + 64 * walk.head
+            vma = visited[0]
             mm, addr = MM + (vma.space.number << 12), vma.page(pgoff) << 12
-            self.add(place, row, kind, folio, 0, VMA + (vma.number << 8), mm, addr, walk.sure)
+            self.add(row, after, kind, walk.sure, folio, 0, VMA + (vma.number << 8), mm, addr)
             return
-        same = {
-            "place": place,
-            "row": row,
-            "kind": kind,
-            "folio": FOLIO + 64 * walk.head,
-            "src": 0,
-            "sure": walk.sure,
-        }
+        same = {"row": row, "after": after, "kind": kind, "sure": walk.sure, "folio": folio, "src": 0}
         for name, value in same.items():
             column = self.columns[name]
             column.extend(array(column.typecode, [value]) * n)

@@ -5,6 +5,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tracekit.machine.reconstruct.calm import Calm
     from tracekit.machine.reconstruct.state import Vma
 
 
@@ -15,14 +16,17 @@ class Tree:
 
     Attributes:
         doubted: whether a VMA was taken out of it of which no event shows that it went.
+        calm: what ``calm`` found out of it last.
     """
 
-    __slots__ = ("_ends", "_highest", "_ordered", "_starts", "_vmas", "doubted")
+    __slots__ = ("_ends", "_highest", "_ordered", "_stale", "_starts", "_vmas", "calm", "doubted")
 
     def __init__(self) -> None:
         self._vmas: dict[Vma, None] = {}
         self._ordered: list[Vma] | None = None
+        self._stale = True
         self.doubted = False
+        self.calm: Calm | None = None
 
     def __len__(self) -> int:
         return len(self._vmas)
@@ -44,18 +48,26 @@ class Tree:
         self._vmas = dict.fromkeys(before)
         self._ordered = None
 
-    def over(self, first: int, last: int) -> list["Vma"]:
-        """The VMAs that overlap the page offsets first..last, in tree order."""
+    def every(self) -> list["Vma"]:
+        """All in tree order; the same list as long as none comes, goes or moves."""
         if self._ordered is None:
             self._ordered = sorted(self._vmas, key=_start)
-            self._starts = [vma.pgoff for vma in self._ordered]
-            self._ends = [vma.pgoff + vma.end - vma.start for vma in self._ordered]
+            self._stale = True
+        return self._ordered
+
+    def over(self, first: int, last: int) -> list["Vma"]:
+        """The VMAs that overlap the page offsets first..last, in tree order."""
+        ordered = self.every()
+        if self._stale:
+            self._stale = False
+            self._starts = [vma.pgoff for vma in ordered]
+            self._ends = [vma.pgoff + vma.end - vma.start for vma in ordered]
             # the highest end so far tells where to begin
             self._highest = list(accumulate(self._ends, max))
         low, high = bisect_right(self._highest, first), bisect_right(self._starts, last)
         return [
             vma
-            for vma, end in zip(self._ordered[low:high], self._ends[low:high], strict=True)
+            for vma, end in zip(ordered[low:high], self._ends[low:high], strict=True)
             if end > first and (not vma.holes or vma.covers(first, last))
         ]
 

@@ -8,13 +8,17 @@ address.
 
 from collections import Counter, deque
 
-from tracekit.machine.reconstruct.events import DIRTY, PMD
+from tracekit.machine.reconstruct.batch import Batch, Planner
+from tracekit.machine.reconstruct.blocks import Block
+from tracekit.machine.reconstruct.events import DIRTY, PMD, Code
 from tracekit.machine.reconstruct.folios import Found
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Event, Life
+from tracekit.machine.reconstruct.plain_rows import PlainRows
 from tracekit.machine.reconstruct.resolve import resolve_remove, resolve_try
 from tracekit.machine.reconstruct.rows import Made
 from tracekit.machine.reconstruct.walk import Walk
+from tracekit.machine.timeline import Kind
 
 
 class Open:
@@ -27,6 +31,7 @@ class Open:
         tried: try walks, oldest first.
         at_page: page → those that set an entry there, oldest first.
         at_pfn: source PFN → the latest that took it away.
+        batches: try walks that were taken at once, younger than all these.
     """
 
     def __init__(self) -> None:
@@ -36,6 +41,15 @@ class Open:
         self.tried: list[Walk] = []
         self.at_page: dict[int, deque[Walk]] = {}
         self.at_pfn: dict[int, Walk] = {}
+        self.batches: list[Batch] = []
+
+    def apart(self) -> "Open":
+        """With none in batches any more."""
+        for batch in self.batches:
+            for walk in batch.rest():
+                self.add(walk)
+        self.batches.clear()
+        return self
 
     def add(self, walk: Walk) -> None:
         """A try walk is over."""
@@ -58,6 +72,10 @@ class Open:
             queue.popleft()
         return None
 
+    def took(self, pfn: int) -> bool:
+        """Whether a try walk that may still be open took it away."""
+        return pfn in self.at_pfn or any(pfn in batch.heads for batch in self.batches)
+
     def clear(self) -> None:
         """migrate_pages() is over: nothing of it is left."""
         self.tried, self.at_page, self.at_pfn = [], {}, {}
@@ -78,7 +96,57 @@ class Walker:
         self.open: dict[int, Open] = {}
 
     def _of(self, tid: int) -> Open:
-        return self.open.get(tid) or self.open.setdefault(tid, Open())
+        return (self.open.get(tid) or self.open.setdefault(tid, Open())).apart()
+
+    def block(self, block: Block) -> None:
+        """All the plain walks that it begins with at once, the others one by one."""
+        task = self.open.get(block.tid)
+        taken = 0
+        if task is not None and task.walk is None and task.part is None:
+            taken = (self._sets if block.code == Code.SET else self._restores)(task, block)
+        self.life.now += taken
+        one_by_one = self.set if block.code == Code.SET else self.restore
+        for event in block.events[taken:]:
+            self.life.now += 1
+            one_by_one(event)
+
+    def _sets(self, task: Open, block: Block) -> int:
+        """How many entries of the block the walks have that were taken."""
+        target, life = self.identify.target(block.tid, task.reason), self.life
+        if target is None or not life.faults or not life.complete:
+            return 0
+        walks = Planner(life, target, self.identify.read_type).plain(block)
+        batch = Batch(block, walks, life.now + 1, task.reason)
+        if not walks or not batch.is_new(task.at_pfn, task.batches):
+            return 0
+        rows = PlainRows(self.made, Kind.TRY, Kind.TRY_VISIT)
+        for one in walks:
+            first, hits = one.first, one.hits
+            rows.try_walk(block.pfns[first], block.pages[first], one.tree, hits, block.rows[first : one.end])
+        rows.close()
+        task.batches.append(batch)
+        return walks[-1].end
+
+    def _restores(self, task: Open, block: Block) -> int:
+        batch = next((one for one in task.batches if one.done < len(one.walks)), None)
+        if batch is None:
+            return 0
+        rows, begun = PlainRows(self.made, Kind.REMOVE, Kind.REMOVE_VISIT), batch.done
+        taken = 0
+        for first, end in zip(block.starts, block.starts[1:], strict=False):
+            one = batch.ends(block, first, end, self.life)
+            page, pfn = block.pages[first], block.pfns[first]
+            if one is None or page in task.at_page or task.took(pfn):
+                break
+            source = batch.block.pfns[one.first]
+            rows.remove_walk((pfn, source), page, one.tree, one.hits, block.rows[first:end])
+            batch.done += 1
+            taken = end
+        rows.close()
+        ended = batch.walks[begun : batch.done]
+        pfns = [block.pfns[first] for first in block.starts[: len(ended)]]
+        self.identify.moved.put_all(pfns, [one.folio for one in ended], [one.pgoff for one in ended])
+        return taken
 
     def set(self, event: Event) -> None:
         """A migration entry was set."""
@@ -181,4 +249,4 @@ class Walker:
         source.done |= not split
         source.split |= split
         if source.found is not None and (split or not here):
-            self.identify.moved[walk.head] = Found(source.found.folio, walk.pgoff())
+            self.identify.moved.put(walk.head, Found(source.found.folio, walk.pgoff()))

@@ -1,0 +1,70 @@
+"""Runs of migration entries that stand one behind the other, so that nothing happens between their walks."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+
+from tracekit.machine.reconstruct.events import PMD, SCHEMA, Code
+
+FEW = 4  # walks that are not worth it
+_AT_ONCE = 1 << 16  # events made Python objects at a time
+_NAMES = [name for name in SCHEMA if name not in ("time_ns", "seq")]
+
+
+class Block(NamedTuple):
+    """Whole walks of one task over single pages, all sets or all restores.
+
+    Attributes:
+        code: SET or RESTORE.
+        rows, pages, pfns, types: of each entry.
+        starts: number of the first entry of each walk, and of the entry behind the last.
+        events: what the entries are, event by event.
+    """
+
+    code: int
+    tid: int
+    rows: list[int]
+    pages: list[int]
+    pfns: list[int]
+    types: list[int]
+    starts: list[int]
+    events: list[tuple[int, ...]]
+
+
+Part = Block | list[tuple[int, ...]]
+
+
+def parts(events: pl.DataFrame) -> Iterator[Part]:
+    """``events``, columns as ``SCHEMA``, as blocks where there are some, and as single events between them."""
+    for whole in events.iter_slices(_AT_ONCE):
+        part = whole.select(pl.col(_NAMES).fill_null(0))
+        every = list(zip(*(part[name].to_list() for name in _NAMES), strict=True))
+        at = 0
+        for low, high, starts in _blocks(part):
+            if at < low:
+                yield every[at:low]
+            at, inside = high, every[low:high]
+            _, _, rows, pages, pfns, _, types, _, _ = (list(column) for column in zip(*inside, strict=True))
+            yield Block(inside[0][0], inside[0][1], rows, pages, pfns, types, starts, inside)
+        if at < len(every):
+            yield every[at:]
+
+
+def _blocks(part: pl.DataFrame) -> Iterator[tuple[int, int, list[int]]]:
+    """(first event, end, numbers of the walks' first entries in it and of its end)."""
+    code, tid, pfn, order, whole = (part[name].to_numpy() for name in ("code", "tid", "c", "d", "f"))
+    single = ((code == Code.SET) & (order == 0)) | (code == Code.RESTORE)
+    single &= whole != PMD
+    same = single[1:] & single[:-1] & (code[1:] == code[:-1]) & (tid[1:] == tid[:-1])
+    walk = np.flatnonzero(~(same & (pfn[1:] == pfn[:-1]))) + 1
+    begin = np.flatnonzero(single & ~np.append(False, same))
+    end = np.flatnonzero(single & ~np.append(same, False)) + 1
+    ends = part["ret"].to_numpy() == 1
+    for low, high in zip(begin.tolist(), end.tolist(), strict=True):
+        starts = [low, *walk[np.searchsorted(walk, low, "right") : np.searchsorted(walk, high)].tolist(), high]
+        if not ends[high - 1]:  # the last walk goes on later
+            starts.pop()
+        if len(starts) > FEW:
+            yield low, starts[-1], [start - low for start in starts]
