@@ -5,6 +5,7 @@ A feed hands out bytes in order and knows nothing of records. Only that of a fil
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -57,9 +58,12 @@ class FileFeed:
 
     problem: str | None = None
 
-    def __init__(self, path: Path, file: BinaryIO, section: Section) -> None:
+    def __init__(
+        self, path: Path, file: BinaryIO, section: Section, seen: Callable[[int, memoryview], None] | None = None
+    ) -> None:
         self.path = path
         self.file = file
+        self.seen = seen  # see ReadOptions
         self.place = section.offset
         self.end = section.offset + section.size
 
@@ -87,6 +91,8 @@ class FileFeed:
                 )
             done += count
             self.place += count
+        if self.seen is not None and size:
+            self.seen(self.place - size, into[:size])
         return size
 
     def skip(self, size: int) -> int:

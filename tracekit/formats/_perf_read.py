@@ -67,7 +67,8 @@ def _read_files(files: list[_Opened], sink: Sink, options: ReadOptions) -> Trace
     header = read_header(first.path, first.file, first.size)
     walk = Walk(header, None, sink, options)
     available = min(header.data.size, header.file_bytes - header.data.offset)
-    feeds = [FileFeed(first.path, first.file, Section(header.data.offset, available))]
+    seen = options.seen if header.order == "<" and not others else None  # the other byte order is turned in place
+    feeds = [FileFeed(first.path, first.file, Section(header.data.offset, available), seen)]
     feeds += [FileFeed(one.path, one.file, Section(0, one.size)) for one in others]
     for number, one in enumerate(others):
         expected = int(one.path.suffix[1:])
