@@ -268,7 +268,17 @@ def _dynamic(rows: Rows | RowParts, raws: Raws, field: Field, count: Count) -> p
     if not valid.all():
         count("dynamic_field_outside_record", int(np.count_nonzero(~valid)))
     begin = np.where(valid, raws.at + begin, 0)
-    flat, offsets = _columns.pick(raws.data, begin, begin + np.where(valid, length, 0))
+    length = np.where(valid, length, 0)
+    if field.text:
+        length = _without_nul(raws.data, begin, length)
+    flat, offsets = _columns.pick(raws.data, begin, begin + length)
     if field.text:
         return _columns.strings(flat, offsets[:-1], offsets[1:], valid)
     return _columns.lists(flat.view(element), offsets // element.itemsize, valid)
+
+
+def _without_nul(data: Bytes, begin: Places, length: Places) -> Places:
+    """``length`` without the NUL that the kernel ends strings with: to look for it later costs a copy of them all."""
+    last = data.take(begin + length - 1, mode="clip")
+    shorter: Places = length - ((last == 0) & (length > 0))
+    return shorter
