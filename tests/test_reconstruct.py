@@ -9,7 +9,7 @@ import pytest
 import reconstruct_table
 
 import tracekit
-from tracekit.machine.reconstruct import prune, reconstruct, renamed, start, take
+from tracekit.machine.reconstruct import prune, prune_faults, reconstruct, renamed, start, take
 from tracekit.machine.reconstruct.events import DIRTY, LIKELY, SCHEMA, Code
 from tracekit.machine.reconstruct.rows import MM
 from tracekit.machine.timeline import Kind, timeline
@@ -483,7 +483,7 @@ def test_what_is_left_out_before_the_replay_changes_nothing(capture, ingested, m
     trace = ingested(capture)
     rows = timeline(trace, probes=False)
     made = reconstruct(trace, rows)
-    monkeypatch.setattr(prune, "faults", lambda faults, *_: faults)
+    monkeypatch.setattr(prune_faults, "faults", lambda faults, *_: faults)
     for name in ("tasks", "mappings"):
         monkeypatch.setattr(prune, name, lambda cycle, _: cycle)
     whole = reconstruct(trace, rows)

@@ -187,6 +187,35 @@ def test_walks_taken_at_once_are_what_they_are_one_by_one(data):
 
 @EXAMPLES
 @given(st.data())
+def test_blocks_of_a_quiet_family_are_found(data):
+    """Nothing but writes and forks, and walks of many pages together: what blocks are made for."""
+    kernel, tasks, pages = Kernel(), [100], range(BASE, BASE + 6)
+    kernel.say("EXEC", 100, 100)
+    kernel.mmap(100, BASE, len(pages))
+    for _ in range(data.draw(st.integers(4, 16))):
+        task, some = data.draw(st.sampled_from(tasks)), data.draw(st.sets(st.sampled_from(pages), min_size=2))
+        what = data.draw(st.sampled_from(["write", "write", "fork", "migrate", "migrate", "exit"]))
+        if what == "fork" and len(tasks) < 5:
+            tasks.append(kernel.fork(task))
+        elif what == "exit" and len(tasks) > 2:
+            tasks.remove(task)
+            kernel.exit(task)
+        elif what == "migrate":
+            kernel.migrate(task, task, *sorted(some))
+        else:
+            for page in some:
+                kernel.write(task, page)
+    cycle, marks = frames(kernel.events)
+    runs = []
+    for few in (1, len(marks)):
+        with mock.patch("tracekit.machine.reconstruct.blocks.FEW", few):
+            runs.append(run(cycle, marks))
+    assert list(runs[0].made) == list(runs[1].made)
+    compare(kernel, runs[0])
+
+
+@EXAMPLES
+@given(st.data())
 def test_what_is_left_out_before_changes_nothing(data):
     kernel = Kernel()
     play(data.draw, kernel, data.draw(st.integers(5, 40)))
@@ -195,6 +224,33 @@ def test_what_is_left_out_before_changes_nothing(data):
     how = Shown.of(cycle, cycle.filter(is_fault), complete=True)
     kept = pruned(cycle.filter(~is_fault), cycle.filter(is_fault), marks)
     assert compare(kernel, run(kept, marks, how)) == compare(kernel, run(cycle, marks, how))
+
+
+@EXAMPLES
+@given(st.data())
+def test_what_strangers_wrote_changes_nothing_unless_it_was_asked_for(data):
+    """Two families, each of a process that no one is seen to fork, at the same addresses."""
+    kernel = Kernel()
+    play(data.draw, kernel, data.draw(st.integers(5, 30)))
+    cycle, marks = frames(kernel.events)
+    strangers = [
+        frame.with_columns(pl.col("tid") + 5000, a=pl.when(of_task).then(pl.col("a") + 5000).otherwise("a"))
+        for frame, of_task in (
+            (cycle, pl.col("code").is_in([Code.NEWTASK, Code.FORK, Code.CALL]) & (pl.col("a") > 0)),
+            (marks, pl.lit(value=False)),
+        )
+    ]
+    cycle = pl.concat([cycle, strangers[0].with_columns(pl.col("time_ns") + 1000)])
+    marks = pl.concat([marks, strangers[1].with_columns(pl.col("time_ns") + 1000, pl.col("a") + len(marks))])
+    is_fault = pl.col("code") == Code.FAULT
+    how = Shown.of(cycle, cycle.filter(is_fault), complete=True)
+    everyone, kin = (
+        take(pruned(cycle.filter(~is_fault), cycle.filter(is_fault), marks, narrow=narrow), marks, how)
+        for narrow in (False, True)
+    )
+    if not kin.identify.asked:
+        assert list(kin.made) == list(everyone.made)
+        assert kin.why == everyone.why
 
 
 @EXAMPLES

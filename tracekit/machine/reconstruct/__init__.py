@@ -15,7 +15,7 @@ import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
-from tracekit.machine.reconstruct import heap, prune, renamed, start
+from tracekit.machine.reconstruct import heap, prune, prune_faults, renamed, start
 from tracekit.machine.reconstruct.blocks import Block, parts
 from tracekit.machine.reconstruct.events import (
     DIRTY,
@@ -28,6 +28,7 @@ from tracekit.machine.reconstruct.events import (
     with_flags,
 )
 from tracekit.machine.reconstruct.identify import Identify
+from tracekit.machine.reconstruct.kin import kin_of
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.merge import merge
 from tracekit.machine.reconstruct.rows import Made
@@ -66,19 +67,26 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     cycle = pl.concat([begin.rows, cycle]).sort("time_ns", "seq", maintain_order=True)
     faults = page_faults(trace)
     how = Shown.of(cycle, faults, complete=complete)
-    cycle = pruned(cycle, faults, marks)
+    kept = pruned(cycle, faults, marks, narrow=True)
     del faults  # by far the most of what there is
-    walker = take(cycle, marks, how)
+    walker = take(kept, marks, how)
+    if walker.identify.asked:
+        walker = take(pruned(cycle, page_faults(trace), marks), marks, how)
     return Reconstruction(merge(rows, walker.made), dict(walker.why), begin.anomalies)
 
 
-def pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
-    """The life cycle with the faults, without what no migrated page depends on."""
+def pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame, *, narrow: bool = False) -> pl.DataFrame:
+    """The life cycle with the faults, without what no migrated page depends on.
+
+    ``narrow``: as long as no walk's folio has to be told by what anyone wrote at its address (``Identify.asked``).
+    """
     cycle = heap.with_ends_before(with_flags(cycle))
     moved = prune.migrated(marks)
     near = prune.areas(cycle, moved.pages)
     kept = prune.mappings(prune.tasks(cycle, marks), near)
-    return pl.concat([kept, prune.faults(faults, cycle, moved, near)], how="diagonal").sort("time_ns", "seq")
+    kin = kin_of(cycle, marks) if narrow else None
+    writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin))
+    return pl.concat([kept, writes], how="diagonal").sort("time_ns", "seq")
 
 
 def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None) -> Walker:

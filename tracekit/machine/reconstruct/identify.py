@@ -31,12 +31,14 @@ class Identify:
     Attributes:
         dirty_bits: whether migration entries carry the dirty bit.
         read_type: swap type of a read-only migration entry that is not exclusive; None: types do not tell.
+        asked: whether what anyone wrote had to tell.
         moved: PFN of a folio → what it is, since it was moved there.
     """
 
     def __init__(self, life: Life, read_type: int | None, *, dirty_bits: bool) -> None:
         self.life, self.read_type, self.dirty_bits = life, read_type, dirty_bits
         self.moved = Moved()
+        self.asked = False
 
     def of(self, tid: int, walk: Walk) -> Identity:
         """The folio of ``walk``, a try walk of ``tid``."""
@@ -61,6 +63,7 @@ class Identify:
         before = self.moved.get(walk.head)
         if before is not None:
             return Identity(before)
+        self.asked = True
         return self._of_anyone(walk, runs)
 
     def target(self, tid: int, reason: int) -> Space | None:

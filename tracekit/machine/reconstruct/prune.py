@@ -11,15 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from tracekit.machine.reconstruct.events import CLONE_VM, WRITE, Code
+from tracekit.machine.reconstruct.events import CLONE_VM, Code
 from tracekit.machine.reconstruct.folios import IMAGE
-from tracekit.machine.reconstruct.spaces import AROUND
 
 Numbers = npt.NDArray[np.int64]
 
 _MAPS = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
 _CLONES = (Code.CLONE, Code.CLONE3)
-_MAKES = (Code.MMAP, Code.MREMAP, Code.BRK)
 
 
 class Migrated(NamedTuple):
@@ -47,10 +45,15 @@ def migrated(marks: pl.DataFrame) -> Migrated:
 
 
 class Areas(NamedTuple):
-    """Mappings that hold or touch what migrates, joined where they touch: starts and ends in pages, in order."""
+    """Mappings that hold or touch what migrates, joined where they touch: starts and ends in pages, in order.
+
+    Attributes:
+        cells: where any mapping may begin or end.
+    """
 
     starts: Numbers
     ends: Numbers
+    cells: Numbers
 
     def of(self, pages: Numbers) -> Numbers:
         """int64[n]: number of the area that each page lies in; -1: in none."""
@@ -62,25 +65,26 @@ def areas(cycle: pl.DataFrame, pages: Numbers) -> Areas:
     """Out of the calls that map, unmap and change mappings."""
     calls = cycle.filter(pl.col("code").is_in(_MAPS))
     moved = calls.filter(pl.col("code") == Code.MREMAP)
-    spans = [_spans(calls, "a", "b"), _spans(calls.filter(pl.col("code") == Code.MMAP), "ret", "b")]
-    spans += [to := _spans(moved, "ret", "c")]
+    every = [spans(calls, "a", "b"), spans(calls.filter(pl.col("code") == Code.MMAP), "ret", "b")]
+    every += [to := spans(moved, "ret", "c")]
     heaps = cycle.filter((pl.col("code") == Code.BRK) & (pl.col("b") > 0))
-    spans += [_spans(heaps.select("b", grown=pl.col("ret") - pl.col("b")), "b", "grown")]
+    every += [spans(heaps.select("b", grown=pl.col("ret") - pl.col("b")), "b", "grown")]
     images = cycle.filter(pl.col("code") == Code.MAP)
-    spans += [np.stack([_spans(images, "a", "b")[0], _spans(images, "a", "b")[1] + IMAGE])]
-    low, high = np.concatenate(spans, axis=1)
+    every += [np.stack([spans(images, "a", "b")[0], spans(images, "a", "b")[1] + IMAGE])]
+    low, high = np.concatenate(every, axis=1)
+    cells = np.unique(np.concatenate([low, high]))
     order = np.argsort(low, kind="stable")
     low, high = low[order], np.maximum.accumulate(high[order], axis=0)
     cuts = np.flatnonzero(low[1:] > high[:-1]) + 1
     starts, ends = low[np.append(0, cuts)] if len(low) else low, high[np.append(cuts - 1, -1)] if len(low) else high
     held = np.searchsorted(pages, ends) > np.searchsorted(pages, starts)
-    for ends_of_move in (_spans(moved, "a", "b"), to):  # what moves takes its pages with it
+    for ends_of_move in (spans(moved, "a", "b"), to):  # what moves takes its pages with it
         at = np.searchsorted(starts, ends_of_move[0], side="right") - 1
         held[at[at >= 0]] = True
-    return Areas(starts[held], ends[held])
+    return Areas(starts[held], ends[held], cells)
 
 
-def _spans(calls: pl.DataFrame, start: str, length: str) -> Numbers:
+def spans(calls: pl.DataFrame, start: str, length: str) -> Numbers:
     """int64[2, n]: first page and end of what calls that succeeded were about."""
     done = calls.select(pl.col(start).fill_null(0), pl.col(length).fill_null(0)).filter(
         pl.col(start).is_between(0, (1 << 62) - 1) & pl.col(length).is_between(1, 1 << 62)
@@ -94,54 +98,6 @@ def mappings(cycle: pl.DataFrame, near: Areas) -> pl.DataFrame:
     start = cycle.select(pl.when(pl.col("code") == Code.MMAP).then("ret").otherwise("a").fill_null(0)).to_series()
     other = pl.Series(near.of(start.to_numpy() >> 12) < 0)
     return cycle.filter(~(other & pl.col("code").is_in([code for code in _MAPS if code != Code.MREMAP])))
-
-
-def faults(events: pl.DataFrame, cycle: pl.DataFrame, moved: Migrated, near: Areas) -> pl.DataFrame:
-    """The page faults that matter, and of each thread the one behind such a one, which shows that that is over.
-
-    Args:
-        events: those of code FAULT, in order of time.
-        cycle: all else.
-        moved: what migrates.
-        near: the areas that hold it.
-    """
-    page, time = events["a"].to_numpy() >> 12, events["time_ns"].to_numpy()
-    write = (events["b"].to_numpy() & WRITE) != 0
-    at = np.searchsorted(moved.pages, page).clip(max=max(len(moved.pages) - 1, 0))
-    there = moved.pages[at] == page if len(moved.pages) else np.zeros(len(page), dtype=bool)
-    exact = there.copy()
-    exact[there] = time[there] <= moved.until[at[there]]
-    window = ~write & np.isin(page >> AROUND, moved.pages >> AROUND)
-    matters = exact | window
-    matters |= _behind(matters, events["tid"].to_numpy())
-    area = near.of(page)
-    first = np.flatnonzero(write & ~matters & (area >= 0))
-    matters[first[_first(events[first].with_columns(area=area[first]), cycle, near)]] = True
-    return events.filter(pl.Series(matters))
-
-
-def _behind(matters: npt.NDArray[np.bool_], tid: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    by_thread = np.argsort(tid, kind="stable")
-    behind = np.zeros(len(matters), dtype=bool)
-    before, after = by_thread[:-1], by_thread[1:]
-    behind[after] = matters[before] & (tid[before] == tid[after])
-    return behind
-
-
-def _first(writes: pl.DataFrame, cycle: pl.DataFrame, near: Areas) -> Numbers:
-    """int64[n]: places of the first of each thread in each area, since it began and since a mapping was made there."""
-    begun = cycle.filter(pl.col("code").is_in([Code.NEWTASK, Code.EXEC])).select(
-        "time_ns", pl.when(pl.col("code") == Code.NEWTASK).then("a").otherwise("tid").cast(pl.Int32).alias("tid")
-    )
-    maps = cycle.filter(pl.col("code").is_in(_MAKES))
-    inside = maps.select(pl.col("ret").fill_null(0) - (pl.col("code") == Code.BRK)).to_series()  # brk() says the end
-    made = maps.select("time_ns", area=pl.Series(near.of(inside.to_numpy() >> 12)))
-    writes = writes.select("time_ns", "tid", "area").with_row_index("place")
-    for other, by in ((begun, "tid"), (made, "area")):
-        since = other.sort("time_ns").with_columns(pl.col("time_ns").alias(f"since_{by}"))
-        writes = writes.join_asof(since, on="time_ns", by=by, check_sortedness=False)
-    kept = writes.unique(["tid", "area", "since_tid", "since_area"], keep="first", maintain_order=True)
-    return kept["place"].to_numpy().astype(np.int64)
 
 
 def tasks(cycle: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:

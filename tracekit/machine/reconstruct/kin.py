@@ -1,0 +1,91 @@
+"""Whose memory a migration entry can be of, where migrate_pages() says so: that of the mover's kin.
+
+Kin are all threads that forks tie together, and those that move each other's memory. Trees of anonymous memory never
+reach beyond; those of files do, so what may be of one counts for everyone.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from tracekit.machine.reconstruct.events import MAP_ANONYMOUS, Code
+from tracekit.machine.reconstruct.folios import IMAGE
+from tracekit.machine.reconstruct.prune import Numbers, migrated, spans
+from tracekit.machine.reconstruct.spaces import MAP_SHARED, MAP_TYPE
+
+_TIES = (Code.NEWTASK, Code.FORK, Code.TASK)
+
+
+class Kin:
+    """Answers for one trace."""
+
+    def __init__(self, cycle: pl.DataFrame, marks: pl.DataFrame) -> None:
+        tids, self._of_tid = _kin(cycle)
+        self._tids = np.array(tids, dtype=np.int64)
+        mark_kin = pl.Series(self._kin(marks["tid"].to_numpy()))
+        self._moved = migrated(marks).pages
+        keys = [
+            self._key(mark_kin[at[0]], migrated(marks[at.to_list()]).pages)
+            for at in marks.select(at=pl.int_range(pl.len())).group_by(mark_kin).agg("at")["at"]
+        ]
+        self._keys = np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.int64)
+        calls = cycle.filter(pl.col("code") == Code.MMAP)
+        of_file = calls.filter((pl.col("d") & MAP_ANONYMOUS == 0) | (pl.col("d") & MAP_TYPE).is_in(MAP_SHARED))
+        image = spans(cycle.filter(pl.col("code") == Code.MAP), "a", "b")
+        image[1] += IMAGE
+        low, high = np.concatenate([spans(of_file, "ret", "b"), image], axis=1)
+        order = np.argsort(low, kind="stable")
+        self._low, self._high = low[order], np.maximum.accumulate(high[order]) if len(low) else high
+
+    def _kin(self, tid: npt.NDArray[np.integer]) -> Numbers:
+        """A thread of no kin is its own, by a number that no kin has."""
+        at = np.searchsorted(self._tids, tid).clip(max=max(len(self._tids) - 1, 0))
+        own = len(self._tids) + tid.astype(np.int64)
+        return np.where(self._tids[at] == tid, self._of_tid[at], own) if len(self._tids) else own
+
+    def migrates(self, tid: npt.NDArray[np.integer], page: Numbers) -> npt.NDArray[np.bool_]:
+        """Whether each ``page``, of those that migrate, is one that the kin of ``tid`` move."""
+        key = self._key(self._kin(tid), page)
+        at = np.searchsorted(self._keys, key).clip(max=max(len(self._keys) - 1, 0))
+        return self._keys[at] == key if len(self._keys) else np.zeros(len(page), dtype=bool)
+
+    def _key(self, kin: Numbers | int, page: Numbers) -> Numbers:
+        """One number for both; ``page`` is among those that migrate."""
+        return kin * np.int64(len(self._moved)) + np.searchsorted(self._moved, page)
+
+    def may_share(self, page: Numbers) -> npt.NDArray[np.bool_]:
+        """Whether a file, or what strangers share, was ever mapped at ``page``."""
+        if not len(self._low):
+            return np.zeros(len(page), dtype=bool)
+        at = np.searchsorted(self._low, page, side="right") - 1
+        return (at >= 0) & (page < self._high[at])
+
+
+def kin_of(cycle: pl.DataFrame, marks: pl.DataFrame) -> Kin | None:
+    """None where some migrate_pages() does not say whose memory it moves, or something moved from place to place."""
+    told = marks.filter((pl.col("code") == Code.EDGE) & (pl.col("e") == 1))
+    outside = marks.filter(pl.col("code") == Code.SET)["tid"].is_in(told["tid"].unique().implode())
+    if told.is_empty() or (told["f"] < 2).any() or not outside.all() or (cycle["code"] == Code.MREMAP).any():
+        return None
+    return Kin(cycle, marks)
+
+
+def _kin(cycle: pl.DataFrame) -> tuple[list[int], Numbers]:
+    """The threads, in order, and a number for the kin of each."""
+    first: dict[int, int] = {}
+
+    def root(tid: int) -> int:
+        while first.setdefault(tid, tid) != tid:
+            first[tid] = first[first[tid]]
+            tid = first[tid]
+        return tid
+
+    ties = cycle.filter(pl.col("code").is_in([*_TIES, Code.CALL])).with_columns(pl.col("a", "b", "c").fill_null(0))
+    for code, tid, a, b, c in ties.select("code", "tid", "a", "b", "c").iter_rows():
+        others = (a, b) if code == Code.TASK else (a,) if code != Code.CALL or not c else ()
+        for other in others:
+            if other > 0:
+                first[root(other)] = root(tid)
+    tids = sorted(first)
+    places = {tid: i for i, tid in enumerate(tids)}
+    return tids, np.array([places[root(tid)] for tid in tids], dtype=np.int64)
