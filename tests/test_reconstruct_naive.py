@@ -8,7 +8,7 @@ right; where they are lost, doubled or moved and nothing tells it, nothing is ra
 from unittest import mock
 
 import polars as pl
-from hypothesis import HealthCheck, Phase, given, settings, target
+from hypothesis import HealthCheck, Phase, assume, given, settings, target
 from hypothesis import strategies as st
 from naive_kernel import HEAP, File, Kernel
 
@@ -158,12 +158,29 @@ def compare(kernel, walker, *, names=True):
     return len(walks), sum(sure for *_, sure in walks)
 
 
+def run_both_ways(cycle, marks):
+    """Walks in blocks, which must be what they are one by one."""
+    runs = []
+    for few in (1, len(marks)):
+        with mock.patch("tracekit.machine.reconstruct.blocks.FEW", few):
+            runs.append(run(cycle, marks))
+    at_once, one_by_one = runs
+    assert list(at_once.made) == list(one_by_one.made)
+    assert at_once.why == one_by_one.why
+    return at_once
+
+
+def played(draw, most):
+    """A kernel after at most so many operations, the life cycle that it tells, and the entries."""
+    kernel = Kernel()
+    play(draw, kernel, draw(st.integers(5, most)))
+    return kernel, *frames(kernel.events)
+
+
 @EXAMPLES
 @given(st.data())
 def test_every_walk_is_found(data):
-    kernel = Kernel()
-    play(data.draw, kernel, data.draw(st.integers(5, 40)))
-    cycle, marks = frames(kernel.events)
+    kernel, cycle, marks = played(data.draw, 40)
     walks, sure = compare(kernel, run(cycle, marks))
     target(walks)
     of_files = sum(name == "MMAP" and not arguments[3] & 0x20 for name, _, arguments, _ in kernel.events)
@@ -173,16 +190,8 @@ def test_every_walk_is_found(data):
 @EXAMPLES
 @given(st.data())
 def test_walks_taken_at_once_are_what_they_are_one_by_one(data):
-    kernel = Kernel()
-    play(data.draw, kernel, data.draw(st.integers(5, 40)))
-    cycle, marks = frames(kernel.events)
-    with mock.patch("tracekit.machine.reconstruct.blocks.FEW", 1):
-        at_once = run(cycle, marks)
-    with mock.patch("tracekit.machine.reconstruct.blocks.FEW", len(marks)):
-        one_by_one = run(cycle, marks)
-    assert list(at_once.made) == list(one_by_one.made)
-    assert at_once.why == one_by_one.why
-    compare(kernel, at_once)
+    kernel, cycle, marks = played(data.draw, 40)
+    compare(kernel, run_both_ways(cycle, marks))
 
 
 @EXAMPLES
@@ -205,21 +214,13 @@ def test_blocks_of_a_quiet_family_are_found(data):
         else:
             for page in some:
                 kernel.write(task, page)
-    cycle, marks = frames(kernel.events)
-    runs = []
-    for few in (1, len(marks)):
-        with mock.patch("tracekit.machine.reconstruct.blocks.FEW", few):
-            runs.append(run(cycle, marks))
-    assert list(runs[0].made) == list(runs[1].made)
-    compare(kernel, runs[0])
+    compare(kernel, run_both_ways(*frames(kernel.events)))
 
 
 @EXAMPLES
 @given(st.data())
 def test_what_is_left_out_before_changes_nothing(data):
-    kernel = Kernel()
-    play(data.draw, kernel, data.draw(st.integers(5, 40)))
-    cycle, marks = frames(kernel.events)
+    kernel, cycle, marks = played(data.draw, 40)
     is_fault = pl.col("code") == Code.FAULT
     how = Shown.of(cycle, cycle.filter(is_fault), complete=True)
     kept = pruned(cycle.filter(~is_fault), cycle.filter(is_fault), marks)
@@ -230,9 +231,7 @@ def test_what_is_left_out_before_changes_nothing(data):
 @given(st.data())
 def test_what_strangers_wrote_changes_nothing_unless_it_was_asked_for(data):
     """Two families, each of a process that no one is seen to fork, at the same addresses."""
-    kernel = Kernel()
-    play(data.draw, kernel, data.draw(st.integers(5, 30)))
-    cycle, marks = frames(kernel.events)
+    _, cycle, marks = played(data.draw, 30)
     strangers = [
         frame.with_columns(pl.col("tid") + 5000, a=pl.when(of_task).then(pl.col("a") + 5000).otherwise("a"))
         for frame, of_task in (
@@ -248,9 +247,9 @@ def test_what_strangers_wrote_changes_nothing_unless_it_was_asked_for(data):
         take(pruned(cycle.filter(~is_fault), cycle.filter(is_fault), marks, narrow=narrow), marks, how)
         for narrow in (False, True)
     )
-    if not kin.identify.asked:
-        assert list(kin.made) == list(everyone.made)
-        assert kin.why == everyone.why
+    assume(not kin.identify.asked)
+    assert list(kin.made) == list(everyone.made)
+    assert kin.why == everyone.why
 
 
 @EXAMPLES

@@ -1,5 +1,6 @@
 """NumPy arrays → Arrow arrays, without ``pa.array``: that imports pandas wherever it is installed (0.2 s, 70 MB)."""
 
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -12,6 +13,7 @@ _TYPES = {np.dtype(name): getattr(pa, name)() for name in (
     "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
 )}  # fmt: skip
 _PICK_BYTES = 1 << 20
+_MOST_NULLS = 1 << 19  # a batch seldom has more rows
 _MOST_PADDING = 4
 LABEL = pa.dictionary(pa.int32(), pa.string())
 """The type of columns with few distinct strings."""
@@ -154,6 +156,11 @@ def fixed_bytes(values: np.ndarray) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(values.shape[1]), len(values), [None, pa.py_buffer(flat)], 0)
 
 
+@cache
+def _most_nulls(dtype: np.dtype) -> pa.Array:
+    return pa.nulls(_MOST_NULLS, arrow_type(dtype))
+
+
 def nulls(dtype: np.dtype, count: int) -> pa.Array:
-    """A column of nulls."""
-    return pa.nulls(count, arrow_type(dtype))
+    """A column of nulls: a piece of one that is made once, unless it is longer."""
+    return _most_nulls(dtype)[:count] if count <= _MOST_NULLS else pa.nulls(count, arrow_type(dtype))

@@ -128,10 +128,11 @@ def _write(source: Path, reader: formats.Reader, work: Path, options: ReadOption
     try:
         metadata, stats = _tables(source, reader, work, options._replace(size_bytes=digest.size, seen=digest.seen))
         taken, of_snapshot = snapshot.take_in(source, work)
+        sha256 = digest.result()
     except BaseException:
         digest.stop()
         raise
-    manifest = _manifest(source, metadata, stats | of_snapshot, digest.result())
+    manifest = _manifest(source, metadata, stats | of_snapshot, sha256)
     _finish(work, options, manifest | {"snapshot": taken})
 
 
@@ -210,11 +211,11 @@ class _Digest:
                 self._hash.update(piece)
                 self._done += len(piece)
 
-    def _read(self, path: Path, begin: int, end: int) -> None:
-        """Read on from ``begin`` to ``end``, or to where the file ends before."""
+    def _read(self, path: Path, begin: int, end: int, *, gives_way: bool = False) -> None:
+        """Read on from ``begin`` to ``end`` or the file's end; ``gives_way``: until the reader shows what it reads."""
         with suppress(OSError), path.open("rb", buffering=0) as file:
             file.seek(begin)
-            while begin < end and not self._stopped:
+            while begin < end and not self._stopped and not (gives_way and self._shown):
                 block = file.read(min(_HASH_BYTES, end - begin))
                 if not block:
                     return
@@ -224,11 +225,8 @@ class _Digest:
     def _rest(self) -> None:
         begin = 0
         for path, size in self._files:
-            while self._done < begin + size and not self._shown:
-                before = self._done
-                self._read(path, before - begin, min(before - begin + _HASH_BYTES, size))
-                if self._done == before:
-                    return
+            if begin <= self._done < begin + size:
+                self._read(path, self._done - begin, size, gives_way=True)
             begin += size
 
     def stop(self) -> None:

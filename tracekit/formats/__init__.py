@@ -43,8 +43,8 @@ class ReadOptions(NamedTuple):
     cpus: frozenset[int] | None = None  # None: all
     pids: frozenset[int] | None = None  # processes or threads; None: all
     stream: BinaryIO | None = None  # to read instead of the path, by a reader that can (``streams``)
+    # told of (offset, bytes of the file) by readers that read it in order; they stay as they are until the next call
     seen: Callable[[int, memoryview], None] | None = None
-    """Told of bytes of the file as they are read, with their offset: they must stay as they are until the next call."""
 
 
 class Truncation(NamedTuple):

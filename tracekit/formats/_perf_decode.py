@@ -127,9 +127,7 @@ class Decoder:
         # the raw data follows at once: one copy of each record serves all
         matrix = _gather(some.words, some.starts, layout.fixed_words + _words_of(row_bytes))
         size, whole = _raw_in(matrix, layout.fixed_words)
-        if int(size.min(initial=row_bytes)) < row_bytes:
-            whole = whole & (size >= row_bytes)
-        return _RawOf(None, some.starts + layout.fixed_words, size, whole, matrix)
+        return _RawOf(None, some.starts + layout.fixed_words, size, whole & (size >= row_bytes), matrix)
 
     def _write_parts(
         self, event: PerfEvent, parts: list[Part], raws: Raws = NO_RAWS, more: Sequence[tuple[str, pa.Array]] = ()

@@ -2,7 +2,6 @@
 
 import fnmatch
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,6 @@ from tracekit.formats import Sink
 from tracekit.formats._event_format import EventFormat, Field, FormatTextError, parse_format
 from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws, RowParts
 from tracekit.formats._perf_events import safe_name
-from tracekit.formats._trace_dat_backlog import BATCH_ROWS
 from tracekit.formats._trace_dat_batch import NO_CHAIN, Events, gather, joined, joined_chains
 from tracekit.formats._trace_dat_symbols import Comms, Symbols
 from tracekit.formats._tracing_data import FormatText
@@ -191,12 +189,12 @@ class Decoder(NamedTuple):
         return [
             ("time_ns", _columns.numbers(time_ns)),
             ("cpu", _columns.numbers(cpu)),
-            ("pid", _nulls(_I32, len(tid))),
+            ("pid", _columns.nulls(_I32, len(tid))),
             ("tid", _columns.known(tid)),
             ("comm", self.comms.column(tid)),
             (
                 "callchain_id",
-                _nulls(_U32, len(tid)) if chain is None else _columns.numbers(chain, chain != NO_CHAIN),
+                _columns.nulls(_U32, len(tid)) if chain is None else _columns.numbers(chain, chain != NO_CHAIN),
             ),
             ("seq", _columns.numbers(seq.view(np.uint64))),
         ]
@@ -227,17 +225,6 @@ class Decoder(NamedTuple):
         ]
         schema = pa.schema(fields, event.metadata)
         self.sink.append(table, pa.RecordBatch.from_arrays([array for _, array in columns], schema=schema))
-
-
-@cache
-def _most_nulls(dtype: np.dtype) -> pa.Array:
-    return _columns.nulls(dtype, 2 * BATCH_ROWS)
-
-
-def _nulls(dtype: np.dtype, count: int) -> pa.Array:
-    """A column of nulls: a piece of one that is made once."""
-    most = _most_nulls(dtype)
-    return most[:count] if count <= len(most) else _columns.nulls(dtype, count)
 
 
 def _bprint(  # noqa: PLR0913, PLR0917 - where the parts of an event are

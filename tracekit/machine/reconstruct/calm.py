@@ -4,7 +4,7 @@ from array import array
 from collections.abc import Sequence
 
 from tracekit.machine.reconstruct.machine import Life
-from tracekit.machine.reconstruct.rows import MM, VMA
+from tracekit.machine.reconstruct.rows import mm_name, vma_name
 from tracekit.machine.reconstruct.spaces import folio_at
 from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space, Vma
 from tracekit.machine.reconstruct.tree import Tree
@@ -28,8 +28,8 @@ class Calm:
         self.spaces = [vma.space for vma in members]
         self.usual = not doubted and _alike(members) and all(_quiet(vma, life) for vma in members)
         if self.usual:
-            self.vmas = array("Q", [0, *(VMA + (vma.number << 8) for vma in members)])
-            self.mms = array("Q", [0, *(MM + (space.number << 12) for space in self.spaces)])
+            self.vmas = array("Q", [0, *(vma_name(vma) for vma in members)])
+            self.mms = array("Q", [0, *(mm_name(space) for space in self.spaces)])
 
 
 def calm(tree: Tree, life: Life) -> Calm | None:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.machine.reconstruct.calm import Calm
-from tracekit.machine.reconstruct.rows import FOLIO, Made
+from tracekit.machine.reconstruct.rows import Made, folio_name
 from tracekit.machine.timeline import Kind
 
 
@@ -18,9 +18,7 @@ class PlainRows:
         self._vma, self._mm = made.columns["vma"], made.columns["mm"]
         self._counts: list[int] = []  # rows of each walk
         self._folios: list[tuple[int, int, int]] = []  # PFN of each one's folio, that of its source, page
-        self._pieces: list[
-            tuple[int, int, int]
-        ] = []  # how many rows stand at which row of the timeline, behind it or not
+        self._pieces: list[tuple[int, int, int]] = []  # how many rows, at which row of the timeline, behind it or not
 
     def try_walk(self, head: int, page: int, tree: Calm, hits: tuple[int, ...], rows: Sequence[int]) -> None:
         """One that ended with the last entry; ``rows`` are those of the ``hits``."""
@@ -58,23 +56,18 @@ class PlainRows:
         pieces, rows, after = np.array(self._pieces, dtype=np.uint32).T
         head, source, page = np.array(self._folios, dtype=np.uint64).T
         total = int(counts.sum())
-        kind, addr, src = (np.full(total, self.visit), np.repeat(page << np.uint64(12), counts), np.zeros(total))
+        kind, addr, src = np.full(total, self.visit), np.repeat(page << 12, counts), np.zeros(total, np.uint64)
         kind[entries], addr[entries] = self.entry, 0
-        src = src.astype(np.uint64)
         if self.entry == Kind.REMOVE:
-            src[entries] = _name(source)
+            src[entries] = folio_name(source)
         self._give("row", np.repeat(rows, pieces))
         self._give("after", np.repeat(after, pieces))
         self._give("kind", kind)
         self._give("sure", np.ones(total))
-        self._give("folio", np.repeat(_name(head), counts))
+        self._give("folio", np.repeat(folio_name(head), counts))
         self._give("src", src)
         self._give("addr", addr)
 
     def _give(self, name: str, values: npt.NDArray[np.generic]) -> None:
         column = self.made.columns[name]
         column.frombytes(values.astype(column.typecode).tobytes())
-
-
-def _name(head: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    return head * np.uint64(64) + np.uint64(FOLIO)

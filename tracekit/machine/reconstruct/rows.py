@@ -2,17 +2,33 @@
 
 from array import array
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.machine.reconstruct.state import Vma
+from tracekit.machine.reconstruct.state import Space, Vma
 from tracekit.machine.reconstruct.walk import Walk
 from tracekit.machine.timeline import Kind
 
 # Names that look like the pointers they stand for, so that readers of the table are not misled by small numbers
 FOLIO, MM, VMA = 0xFFFF_EA00_0000_0000, 0xFFFF_8880_0000_0000, 0xFFFF_C900_0000_0000
+_Head = TypeVar("_Head", int, npt.NDArray[np.uint64])
+
+
+def folio_name(head: _Head) -> _Head:
+    """Of the folio whose first page is PFN ``head``, or of each of uint64[n]: 64 is the size of a struct page."""
+    return head * 64 + FOLIO
+
+
+def mm_name(space: Space) -> int:
+    """Of an address space."""
+    return MM + (space.number << 12)
+
+
+def vma_name(vma: Vma) -> int:
+    """Of a VMA."""
+    return VMA + (vma.number << 8)
 
 
 class Row(NamedTuple):
@@ -63,8 +79,8 @@ class Made:
         """Those of ``walk``, which visited ``visited``; ``member`` says in which of them each run of entries was."""
         runs, source = walk.runs(), walk.source
         entry, visit = (Kind.TRY, Kind.TRY_VISIT) if source is None else (Kind.REMOVE, Kind.REMOVE_VISIT)
-        folio = FOLIO + 64 * walk.head
-        src = 0 if source is None else FOLIO + 64 * source.head
+        folio = folio_name(walk.head)
+        src = 0 if source is None else folio_name(source.head)
         self.add(runs[0].row, 0, entry, walk.sure, folio, src, 0, 0, 0)
         at = 0
         for run, i in zip(runs, member, strict=True):
@@ -76,7 +92,7 @@ class Made:
 
     def nothing(self, source: Walk, row: int) -> None:
         """Those of a remove walk that found no entry left; it came somewhere before ``row``."""
-        folio = FOLIO + 64 * source.head
+        folio = folio_name(source.head)
         self.add(row, 0, Kind.REMOVE, 0, folio + 1, folio, 0, 0, 0)
         first = len(self)
         self._visits(source, source.tree(), Kind.REMOVE_VISIT, row)
@@ -86,23 +102,23 @@ class Made:
     def empty_part(self, part: Walk, row: int, *, after: bool) -> None:
         """Those of the remove walk of a part of a split folio in which nothing was mapped, before or after ``row``."""
         assert part.source is not None
-        head, source = FOLIO + 64 * part.head, FOLIO + 64 * part.source.head
+        head, source = folio_name(part.head), folio_name(part.source.head)
         self.add(row, after, Kind.REMOVE, part.sure, head, source, 0, 0, 0)
         self._visits(part, part.tree(), Kind.REMOVE_VISIT, row, after=after)
 
     def _visits(self, walk: Walk, visited: list[Vma], kind: Kind, row: int, *, after: bool = False) -> None:
         if not visited:
             return
-        n, pgoff, folio = len(visited), walk.pgoff(), FOLIO + 64 * walk.head
+        n, pgoff, folio = len(visited), walk.pgoff(), folio_name(walk.head)
         if n == 1:
             vma = visited[0]
-            mm, addr = MM + (vma.space.number << 12), vma.page(pgoff) << 12
-            self.add(row, after, kind, walk.sure, folio, 0, VMA + (vma.number << 8), mm, addr)
+            mm, addr = mm_name(vma.space), vma.page(pgoff) << 12
+            self.add(row, after, kind, walk.sure, folio, 0, vma_name(vma), mm, addr)
             return
         same = {"row": row, "after": after, "kind": kind, "sure": walk.sure, "folio": folio, "src": 0}
         for name, value in same.items():
             column = self.columns[name]
             column.extend(array(column.typecode, [value]) * n)
-        self.columns["vma"].extend([VMA + (vma.number << 8) for vma in visited])
-        self.columns["mm"].extend([MM + (vma.space.number << 12) for vma in visited])
+        self.columns["vma"].extend([vma_name(vma) for vma in visited])
+        self.columns["mm"].extend([mm_name(vma.space) for vma in visited])
         self.columns["addr"].extend([vma.page(pgoff) << 12 for vma in visited])
