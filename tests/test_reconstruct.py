@@ -9,7 +9,7 @@ import pytest
 import reconstruct_table
 
 import tracekit
-from tracekit.machine.reconstruct import prune, prune_faults, reconstruct, renamed, start, take
+from tracekit.machine.reconstruct import blocks, prune, prune_faults, reconstruct, renamed, start, take
 from tracekit.machine.reconstruct.events import DIRTY, LIKELY, SCHEMA, Code
 from tracekit.machine.reconstruct.rows import MM
 from tracekit.machine.timeline import Kind, timeline
@@ -97,9 +97,10 @@ class Stream:
         return [(kind, len(spaces), sure) for kind, spaces, sure in self.walks()]
 
 
-@pytest.fixture
-def stream():
+@pytest.fixture(params=[blocks.FEW, 0], ids=["one by one", "in blocks"])
+def stream(request, monkeypatch):
     """P maps pages and writes the first."""
+    monkeypatch.setattr(blocks, "FEW", request.param)
     new = Stream()
     new.mmap()
     new.write(P)
@@ -429,6 +430,17 @@ def test_a_fault_that_has_just_begun_may_not_have_written_yet(stream):
     stream.write(children[1])
     stream.move(sets=3, restores=3)
     assert [sure for _, _, sure in stream.visits()] == [False, False]
+
+
+def test_whose_write_is_in_flight_still_maps_what_it_shared(stream):
+    """The entry is not exclusive, as it would be after the child's write: the folio is still the parent's."""
+    child = stream.fork()
+    stream.write(P)
+    stream.write(P, page=9)
+    stream.write(child)
+    stream.move(sets=1, restores=1, target=child)
+    stream.move(sets=1, restores=1, kind=EXCLUSIVE)  # which shows what the types mean
+    assert stream.visits()[:2] == [("try", 2, True), ("remove", 2, True)]
 
 
 def test_a_thread_that_faults_anew_is_past_its_fault(stream):
