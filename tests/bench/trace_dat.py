@@ -1,4 +1,4 @@
-"""Ingest of a trace.dat against trace-cmd report: CPU seconds, wall seconds, peak memory; runs interleaved.
+"""Ingest of a trace.dat against trace-cmd report: CPU seconds, wall seconds, peak memory; runs interleaved, medians.
 
     python tests/bench/trace_dat.py FOLDER [MEGABYTES [ROUNDS]]
 
@@ -8,6 +8,7 @@ an instance of its own, without compression; the zstd file holds the same events
 
 import contextlib
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -120,15 +121,15 @@ def main() -> None:
     for _ in range(rounds):
         for name, command in commands.items():
             costs[name].append(cost(command))
-    best = {name: Cost(*(min(column) for column in zip(*runs, strict=True))) for name, runs in costs.items()}
-    peer = best["trace-cmd report"]
+    medians = {name: Cost(*map(statistics.median, zip(*runs, strict=True))) for name, runs in costs.items()}
+    peer = medians["trace-cmd report"]
     for name, runs in costs.items():
-        least, peak = best[name], max(run.peak_mb for run in runs)
+        middle, peak = medians[name], max(run.peak_mb for run in runs)
         print(
-            f"{name:<18} CPU {least.cpu_s:6.2f} s ({peer.cpu_s / least.cpu_s:4.1f}x)"
-            f"  wall {least.wall_s:6.2f} s ({peer.wall_s / least.wall_s:4.1f}x)  peak {peak:4.0f} MB"
+            f"{name:<18} CPU {middle.cpu_s:6.2f} s ({peer.cpu_s / middle.cpu_s:4.1f}x)"
+            f"  wall {middle.wall_s:6.2f} s ({peer.wall_s / middle.wall_s:4.1f}x)  peak {peak:4.0f} MB"
         )
-    print(f"zstd / plain       CPU {best['tracekit, zstd'].cpu_s / best['tracekit'].cpu_s:.2f}")
+    print(f"zstd / plain       CPU {medians['tracekit, zstd'].cpu_s / medians['tracekit'].cpu_s:.2f}")
 
 
 if __name__ == "__main__":
