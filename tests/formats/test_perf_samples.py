@@ -39,6 +39,7 @@ class Made:
         self.draw = draw
         self.columns: list[dict[str, object]] = []
         self.chains: list[list[int] | None] = []
+        self.counted = self.unknown = 0
 
     @property
     def attr(self) -> bytes:
@@ -68,9 +69,9 @@ class Made:
         keep("", "id", 1)
         keep("", "stream", draw(number))
         keep("", "cpu", 1)
-        keep("period", "period", draw(number))
+        keep("sample_period" if has("read") else "period", "period", draw(number))
         if has("read"):
-            out += self.read()
+            out += self.read(row)
         if has("callchain"):
             chain = self.words(4)
             out += [len(chain), *chain]
@@ -84,10 +85,13 @@ class Made:
         if has("branch"):
             entries = self.words(3, 3)
             row["branch_entries"] = count = len(entries) // 3
+            row |= {"branch_from": entries[::3], "branch_to": entries[1::3], "branch_flags": entries[2::3]}
             out += [count] + [7] * bool(self.branch_type & 1 << 17) + entries
-            out += [9] * (count if self.branch_type & 1 << 19 else 0)
+            if self.branch_type & 1 << 19:
+                row["branch_counters"] = counters = [self.draw(number) for _ in range(count)]
+                out += counters
         if has("user"):
-            out += self.registers(self.user)
+            out += self.registers("user_regs", self.user, row)
         if has("stack"):
             size = 8 * draw(short)
             used = draw(st.integers(0, size))
@@ -101,7 +105,7 @@ class Made:
         keep("data_src", "data_src", draw(number))
         keep("transaction", "transaction", draw(number))
         if has("kernel"):
-            out += self.registers(self.kernel)
+            out += self.registers("intr_regs", self.kernel, row)
         for part in ("phys_addr", "cgroup", "data_page_size", "code_page_size"):
             keep(part, part, draw(number))
         if has("aux"):
@@ -110,15 +114,34 @@ class Made:
         self.columns.append(row)
         return struct.pack("<IHH", 9, 0, 8 + 8 * len(out)) + struct.pack(f"<{len(out)}Q", *out)
 
-    def registers(self, mask: int) -> list[int]:
-        return [1] + [3] * mask.bit_count() if self.draw(st.booleans()) else [0]
+    def registers(self, name: str, mask: int, row: dict[str, object]) -> list[int]:
+        abi = self.draw(st.integers(0, 2))
+        values = [self.draw(number) for _ in range(mask.bit_count())] if abi else []
+        row |= {f"{name}_abi": abi, name: values or None}
+        return [abi, *values]
 
-    def read(self) -> list[int]:
-        entry = [5] * (1 + bool(self.read_format & 4) + bool(self.read_format & 16))
-        times = [2] * (bool(self.read_format & 1) + bool(self.read_format & 2))
-        if self.read_format & 8:
-            count = self.draw(short)
-            return [count, *times, *(entry * count)]
+    def read(self, row: dict[str, object]) -> list[int]:
+        """A reading of the sample's own counter, which has counted one more each time, and of some unknown ones."""
+        formats = {bit: bool(self.read_format & 1 << bit) for bit in range(5)}
+        self.counted += 1
+        lost, enabled, running = self.draw(number), self.draw(number), self.draw(number)
+        row["period"], row["read_value"] = 1, self.counted
+        entry = [self.counted, *[1] * formats[2], *[lost] * formats[4]]
+        if formats[4]:
+            row["read_lost"] = lost
+        times = [enabled] * formats[0] + [running] * formats[1]
+        row |= {name: value for name, value, bit in (
+            ("time_enabled_ns", enabled, 0), ("time_running_ns", running, 1)
+        ) if formats[bit]}  # fmt: skip
+        if not formats[2]:  # nobody knows of which counters it is
+            row |= dict.fromkeys(
+                ("period", "read_value", "read_lost", "time_enabled_ns", "time_running_ns") & row.keys()
+            )
+        if formats[3]:
+            strangers = self.draw(short)
+            self.unknown += strangers if formats[2] else 0
+            stranger = [7, *[1000] * formats[2], *[8] * formats[4]]
+            return [1 + strangers, *times, *entry, *(stranger * strangers)]
         return [entry[0], *times, *entry[1:]]
 
 
@@ -140,7 +163,9 @@ def test_all_parts_are_found_whatever_the_others_are(data):
         source.write_bytes(bytes_)
         trace = ingest(source, jobs=1)
         manifest = manifest_of(trace)
-        assert manifest["anomalies"] == {}
+        unknown = made.unknown if made.read_format & 4 else count
+        read = {"reading_of_unknown_counter": unknown} if "read" in made.parts and unknown else {}
+        assert manifest["anomalies"] == read
         assert manifest["truncated"] is None
         rows = pl.read_parquet(trace / "samples/cpu-clock.parquet")
         assert rows["time_ns"].to_list() == list(range(1, count + 1))

@@ -41,6 +41,11 @@ class Attr(NamedTuple):
         return bool(self.flags >> 18 & 1)
 
     @property
+    def inherit(self) -> bool:
+        """Whether threads that come later are counted, too, each by itself."""
+        return bool(self.flags >> 1 & 1)
+
+    @property
     def clock(self) -> str:
         """Name of the clock that its times are of."""
         if not self.flags >> 25 & 1:

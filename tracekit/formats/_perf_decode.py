@@ -1,6 +1,6 @@
 """Samples of one event → batches of its table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,18 +14,9 @@ from tracekit.formats._perf_backlog import Backlog, Part, joined
 from tracekit.formats._perf_callchain import NONE
 from tracekit.formats._perf_events import PerfEvent
 from tracekit.formats._perf_index import Starts, Words
-from tracekit.formats._perf_sample import (
-    CALLCHAIN,
-    RAW,
-    READ,
-    STACK_USER,
-    SampleLayout,
-    Variable,
-    locate,
-    rest,
-    rest_names,
-    word_of,
-)
+from tracekit.formats._perf_reading import reading_types
+from tracekit.formats._perf_rest import REST, rest, rest_types
+from tracekit.formats._perf_sample import CALLCHAIN, RAW, READ, SampleLayout, Variable, locate, word_of
 from tracekit.formats._perf_swap import swap_raw
 from tracekit.formats._perf_window import Ordered
 
@@ -36,10 +27,7 @@ _COMMON = [
 ]  # fmt: skip
 _WORDS = ("ip", "addr", "period")
 _RAW = [("raw", pa.binary())]
-_NULLABLE = frozenset({
-    "cpu", "pid", "tid", "comm", "callchain_id", "branch_entries", "user_stack_bytes", "weight", "weight2", "weight3",
-    "data_src", "transaction", "phys_addr", "cgroup", "data_page_size", "code_page_size",
-})  # fmt: skip
+_NULLABLE = frozenset({"cpu", "pid", "tid", "comm", "callchain_id"})
 
 
 _COMMON_PLACES = (("time", 0, _I64, 0), ("cpu", 0, _I32, -1), ("tid", 0, _I32, -1), ("tid", 4, _I32, -1))
@@ -75,13 +63,26 @@ class Decoder:
         nothing = [pa.nulls(0, kind) for kind in schema.types]
         self.sink.append(event.table, pa.RecordBatch.from_arrays(nothing, schema=schema))
 
-    def decode(self, some: Ordered, event: PerfEvent, *, put_by: bool) -> None:
-        """Take in samples of a window, all of which are of ``event``.
+    def decode(self, some: Ordered, event: PerfEvent, of: PerfEvent, *, put_by: bool) -> None:
+        """Take in samples of a window, all of which are of event ``of``, and of ``event`` or read its counter.
 
         Unless ``put_by``, their rows are handed on at once: another event has the same table.
         """
         if not event.tracepoint:
-            self._append(event.table, event, self._common(_part(some, event)) + self._extras(some, event))
+            found = locate(some.words, some.starts, some.ends, of.layout)
+            named = dict(self._common(_part(some, of)) + _fixed(some, of) + self._more(some, event, of, found))
+            types = self._schema(event.table, event)
+            columns = [(one.name, named.get(one.name)) for one in types]  # of another it may have fewer
+            nothing = len(some.starts)
+            self._append(
+                event.table,
+                event,
+                [(name, pa.nulls(nothing, types.field(name).type) if one is None else one) for name, one in columns],
+            )
+        elif event is not of:
+            self.note(
+                "reading_of_tracepoint", len(some.starts)
+            )  # perf prints the other's raw data as if it were its own
         elif event.layout.sample_type & RAW:
             self._decode_raw(some, event, event.rows(self.note), put_by=put_by)
         elif put_by:
@@ -109,17 +110,15 @@ class Decoder:
         else:
             raw = Rows(matrix, 8 * event.layout.fixed_words + 4)
         part = _part(some, event, matrix, rows.extract(raw))
-        fields: Named = []
-        if found is not None and event.layout.sample_type & STACK_USER:
-            fields = [column for column in self._rest(some, event, found) if column[0] == "user_stack_bytes"]
-        if put_by and not fields and not rows.dynamic:
+        more = [] if found is None else self._more(some, event, event, found)
+        if put_by and not more and not rows.dynamic:
             self.backlog.put(event, part)
         else:
-            self._write_parts(event, [part], raws, fields)
+            self._write_parts(event, [part], raws, more)
 
     def _raw_of(self, some: Ordered, layout: SampleLayout, row_bytes: int) -> _RawOf:
         """Where the raw data of samples is; those with less than ``row_bytes`` are not whole."""
-        if self.swapped or layout.sample_type & (READ | CALLCHAIN | STACK_USER):
+        if self.swapped or layout.sample_type & (READ | CALLCHAIN | REST):
             found = locate(some.words, some.starts, some.ends, layout)
             assert found.raw is not None
             assert found.raw_bytes is not None
@@ -130,7 +129,7 @@ class Decoder:
         return _RawOf(None, some.starts + layout.fixed_words, size, whole & (size >= row_bytes), matrix)
 
     def _write_parts(
-        self, event: PerfEvent, parts: list[Part], raws: Raws = NO_RAWS, more: Sequence[tuple[str, pa.Array]] = ()
+        self, event: PerfEvent, parts: list[Part], raws: Raws = NO_RAWS, more: Named | None = None
     ) -> None:
         """Hand on the rows of ``parts``; ``raws`` are needed if their event is dynamic."""
         part = _in_order(event, parts)
@@ -140,8 +139,7 @@ class Decoder:
             rows = event.rows(self.note)
             assert rows is not None
             fields = rows.arrays(part.fields, raws, self.note)
-        taken = {name for name, _ in fields}
-        self._append(event.table, event, columns + fields + [column for column in more if column[0] not in taken])
+        self._append(event.table, event, columns + fields + (more or []))
 
     def _common(self, part: Part) -> Named:
         """The columns that all tables of events start with."""
@@ -160,19 +158,16 @@ class Decoder:
             ("seq", _columns.numbers(part.seq.view(np.uint64))),
         ]
 
-    def _extras(self, some: Ordered, event: PerfEvent) -> Named:
-        """What else the samples of an event say that is no tracepoint."""
-        places = event.layout.words
-        words = [part for part in _WORDS if part in places]
-        columns = [(part, _columns.numbers(word_of(some.words, some.starts, places[part]))) for part in words]
-        return columns + self._rest(some, event, locate(some.words, some.starts, some.ends, event.layout))
-
-    def _rest(self, some: Ordered, event: PerfEvent, found: Variable) -> Named:
-        columns = []
-        for name, (values, whole) in rest(some.words, some.ends, event.layout, found).items():
-            if not whole.all():
-                self.note("sample_part_outside_record", int(np.count_nonzero(~whole)))
-            columns.append((name, _columns.numbers(values, whole)))
+    def _more(self, some: Ordered, event: PerfEvent, of: PerfEvent, found: Variable) -> Named:
+        """What samples of ``of`` read, and what they say after their raw data."""
+        columns = [(name, kept.array) for name, kept in some.reading.items()]
+        if some.reading and "period" in of.layout.words:
+            own = word_of(some.words, some.starts, of.layout.words["period"])
+            columns.append(("sample_period", _columns.numbers(own, np.full(len(own), event is of))))
+        for name, kept in rest(some.words, some.ends, of.layout, found).items():
+            if kept.offsets is None and not kept.whole.all():
+                self.note("sample_part_outside_record", int(np.count_nonzero(~kept.whole)))
+            columns.append((name, kept.array))
         return columns
 
     def _write_raw(self, some: Ordered, event: PerfEvent, place: Starts, size: Places) -> None:
@@ -191,21 +186,42 @@ class Decoder:
         if schema is None:
             layout, rows = event.layout, event.rows(self.note)
             more: list[tuple[str, pa.DataType]] = []
+            also = _more_types(layout)
             if not event.tracepoint:
-                names = [*(part for part in _WORDS if part in layout.words), *rest_names(layout)]
-                more = [(name, pa.uint64()) for name in names]
+                more = [(part, pa.uint64()) for part in _fixed_names(layout)]
             elif layout.sample_type & RAW and (rows is None or table != event.table):
-                more = _RAW
+                more, also = _RAW, []
             elif layout.sample_type & RAW and rows is not None:
                 more = rows.types
-                if layout.sample_type & STACK_USER and "user_stack_bytes" not in dict(more):
-                    more = [*more, ("user_stack_bytes", pa.uint64())]
+            taken = {name for name, _ in (*_COMMON, *more)}
             fields = [
                 pa.field(name, kind, nullable=name in _NULLABLE or not pa.types.is_integer(kind))
                 for name, kind in (*_COMMON, *more)
             ]
+            fields += [pa.field(f"sample_{name}" if name in taken else name, kind) for name, kind in also]
             schema = self._schemas[table, event] = pa.schema(fields, event.metadata)
         return schema
+
+
+def _fixed_names(layout: SampleLayout) -> list[str]:
+    """The words that samples have columns of which are of no tracepoint; of counters that are read, period is not."""
+    return [part for part in _WORDS if part in layout.words and not (part == "period" and layout.sample_type & READ)]
+
+
+def _fixed(some: Ordered, event: PerfEvent) -> Named:
+    layout = event.layout
+    return [
+        (part, _columns.numbers(word_of(some.words, some.starts, layout.words[part]))) for part in _fixed_names(layout)
+    ]
+
+
+def _more_types(layout: SampleLayout) -> list[tuple[str, pa.DataType]]:
+    """What ``Decoder._more`` finds."""
+    types: list[tuple[str, pa.DataType]] = []
+    if layout.sample_type & READ:
+        types = reading_types(layout.read_format)
+        types += [("sample_period", pa.uint64())] if "period" in layout.words else []
+    return types + rest_types(layout)
 
 
 def _words_of(row_bytes: int) -> int:

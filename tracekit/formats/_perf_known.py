@@ -8,6 +8,7 @@ import numpy as np
 from tracekit.formats._perf_events import PerfEvent, perf_events
 from tracekit.formats._perf_header import PerfHeader
 from tracekit.formats._perf_ids import EventIds
+from tracekit.formats._perf_sample import READ
 
 
 class Known:
@@ -23,7 +24,10 @@ class Known:
         self.header = header
         self.events = perf_events(header, self.events)
         self.wanted = np.array([event.wanted(self._globs) for event in self.events])
-        self.ids = EventIds(header.attrs, self.wanted)
+        reads = np.array([bool(event.layout.sample_type & READ) for event in self.events])
+        self.reads: np.ndarray | None = reads if reads.any() else None
+        """Whose samples read counters, of others too: all of them are followed if any is wanted."""
+        self.ids = EventIds(header.attrs, self.wanted | (reads & (self.wanted & reads).any()))
         self._owners = Counter(event.table for event in self.events)
 
     def alone(self, event: PerfEvent) -> bool:

@@ -36,8 +36,9 @@ class SampleLayout(NamedTuple):
     trailer: dict[str, int]  # part → words back from the record's end
     trailer_words: int
     branch_type: int = 0
-    user_registers: int = 0  # how many
+    user_registers: int = 0  # mask
     kernel_registers: int = 0
+    per_thread: bool = False  # counters are inherited: each thread has its own
 
 
 class Variable(NamedTuple):
@@ -69,7 +70,8 @@ def layout_of(attr: Attr) -> SampleLayout:
                 trailer[part] = back
     return SampleLayout(
         attr.sample_type, attr.read_format, words, place, trailer, back,
-        attr.branch_type, attr.user_registers.bit_count(), attr.kernel_registers.bit_count(),
+        attr.branch_type, attr.user_registers, attr.kernel_registers,
+        bool(attr.inherit and attr.sample_type & READ and attr.sample_type & TID),
     )  # fmt: skip
 
 
@@ -92,7 +94,7 @@ def locate(words: Words, starts: Starts, ends: Starts, layout: SampleLayout) -> 
     if layout.sample_type & READ:
         place, whole = _after_read(words, place, ends, whole, layout.read_format)
     if layout.sample_type & CALLCHAIN:
-        chain_count, whole = _count(words, place, ends, whole, 1)
+        chain_count, whole = count_at(words, place, ends, whole, 1)
         chain = place + 1
         place = chain + chain_count
     placed, after = whole, place
@@ -106,7 +108,7 @@ def locate(words: Words, starts: Starts, ends: Starts, layout: SampleLayout) -> 
     return Variable(chain, chain_count, raw, raw_bytes, whole, placed, after)
 
 
-def _count(
+def count_at(
     words: Words, place: Starts, ends: Starts, whole: np.ndarray, entry_words: int
 ) -> tuple[Starts, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     """The number at ``place`` of entries that follow it; 0 where they would end beyond the record."""
@@ -121,89 +123,15 @@ def _count(
 def _after_read(
     words: Words, place: Starts, ends: Starts, whole: np.ndarray, read_format: int
 ) -> tuple[Starts, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    times = bool(read_format & READ_ENABLED) + bool(read_format & READ_RUNNING)
-    entry = 1 + bool(read_format & READ_ID) + bool(read_format & READ_LOST)
+    times, entry = read_words(read_format)
     if not read_format & READ_GROUP:
         return place + times + entry, whole & (place + times + entry <= ends)
-    count, whole = _count(words, place, ends, whole, entry)
+    count, whole = count_at(words, place, ends, whole, entry)
     place = place + 1 + times + count * entry
     return place, whole & (place <= ends)
 
 
-_SINGLES = (
-    ("data_src", DATA_SRC), ("transaction", TRANSACTION), ("", REGS_INTR), ("phys_addr", PHYS_ADDR),
-    ("cgroup", CGROUP), ("data_page_size", DATA_PAGE_SIZE), ("code_page_size", CODE_PAGE_SIZE),
-)  # fmt: skip
-_REST = 0
-for _bit in (BRANCH_STACK, REGS_USER, STACK_USER, WEIGHT, WEIGHT_STRUCT, *(bit for _, bit in _SINGLES)):
-    _REST |= _bit
-
-
-def rest(
-    words: Words, ends: Starts, layout: SampleLayout, found: Variable
-) -> dict[str, tuple[Words, np.ndarray[tuple[int], np.dtype[np.bool_]]]]:
-    """Name → values of the parts after the raw data that are kept, and which samples have them whole.
-
-    Of branches only how many there are is kept, of the copy of the user's stack how many bytes were in use, of
-    registers nothing.
-    """
-    if not layout.sample_type & _REST:
-        return {}
-    parts = {}
-    place, whole = found.after, found.whole & (found.after <= ends)
-    if layout.sample_type & BRANCH_STACK:
-        head = 1 + bool(layout.branch_type & BRANCH_HW_INDEX)
-        entry = 3 + bool(layout.branch_type & BRANCH_COUNTERS)
-        count, whole = _count(words, place, ends, whole, entry)
-        parts["branch_entries"] = (count.view(np.uint64), whole)
-        place = place + head + count * entry
-    if layout.sample_type & REGS_USER:
-        place, whole = _after_registers(words, place, ends, whole, layout.user_registers)
-    if layout.sample_type & STACK_USER:
-        size, whole = _value(words, place, ends, whole)
-        copied = (np.minimum(size, np.uint64(1 << 17)) >> np.uint64(3)).astype(np.int64)
-        place = place + 1 + copied
-        used, filled = _value(words, place, ends, whole & (copied > 0))
-        whole = whole & (filled | (copied == 0))
-        parts["user_stack_bytes"] = (used, whole)
-        place = place + (copied > 0)
-    if layout.sample_type & (WEIGHT | WEIGHT_STRUCT):
-        value, whole = _value(words, place, ends, whole)
-        if layout.sample_type & WEIGHT_STRUCT:
-            parts["weight"] = (value & np.uint64(0xFFFFFFFF), whole)
-            parts["weight2"] = (value >> np.uint64(32) & np.uint64(0xFFFF), whole)
-            parts["weight3"] = (value >> np.uint64(48), whole)
-        else:
-            parts["weight"] = (value, whole)
-        place = place + 1
-    for name, bit in _SINGLES:
-        if not layout.sample_type & bit:
-            continue
-        if not name:
-            place, whole = _after_registers(words, place, ends, whole, layout.kernel_registers)
-            continue
-        parts[name] = value, whole = _value(words, place, ends, whole)
-        place = place + 1
-    return parts
-
-
-def rest_names(layout: SampleLayout) -> list[str]:
-    """What ``rest`` finds in samples of that layout."""
-    words, none = np.empty(0, np.uint64), np.empty(0, np.int64)
-    return list(rest(words, none, layout, locate(words, none, none, layout)))
-
-
-def _value(
-    words: Words, place: Starts, ends: Starts, whole: np.ndarray
-) -> tuple[Words, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    """The word at ``place``, 0 where that is beyond the record."""
-    whole = whole & (place < ends)
-    return np.where(whole, words[np.where(whole, place, 0)], np.uint64(0)), whole
-
-
-def _after_registers(
-    words: Words, place: Starts, ends: Starts, whole: np.ndarray, count: int
-) -> tuple[Starts, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    abi, whole = _value(words, place, ends, whole)
-    place = place + 1 + np.where(abi == 0, 0, count)
-    return place, whole & (place <= ends)
+def read_words(read_format: int) -> tuple[int, int]:
+    """Words of the times of a reading, and of each counter in it."""
+    times = bool(read_format & READ_ENABLED) + bool(read_format & READ_RUNNING)
+    return times, 1 + bool(read_format & READ_ID) + bool(read_format & READ_LOST)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tracekit.formats import ReadOptions
+from tracekit.formats._event_rows import Places
 from tracekit.formats._perf_ids import EventIds
 from tracekit.formats._perf_index import Words
 from tracekit.formats._perf_window import Samples
@@ -32,3 +33,7 @@ class Selection:
             pid, tid = (both & _LOW).astype(np.int64), (both >> np.uint64(32)).astype(np.int64)
             samples = samples.pick(np.isin(pid, self.pids) | np.isin(tid, self.pids))
         return samples
+
+    def places(self, words: Words, samples: Samples, ids: EventIds) -> Places:
+        """Which of ``samples`` are wanted."""
+        return self.pick(words, samples._replace(seq=np.arange(len(samples.seq))), ids).seq

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from tracekit.formats._perf_ids import UNKNOWN
 from tracekit.formats._perf_index import FINISHED_ROUND, NONE_FOUND, SAMPLE, Found, Words, joined
 from tracekit.formats._perf_known import Known
 from tracekit.formats._perf_pipe import NOTHING_YET, PipeHeader
+from tracekit.formats._perf_reading import Readings
+from tracekit.formats._perf_sample import word_of
 from tracekit.formats._perf_scan import Scan
 from tracekit.formats._perf_select import Selection
 from tracekit.formats._perf_stream import SOURCE_SHIFT, Cut, RecordStream
@@ -45,6 +48,14 @@ TOOL_TYPES = frozenset(range(64, 84))
 """Types of PERF_RECORD_* and of perf's own records that are known and hold nothing for the tables, or are read."""
 
 
+class _Share(NamedTuple):
+    """Samples of event ``of``, which are of ``event`` or read its counter."""
+
+    event: PerfEvent
+    of: PerfEvent
+    some: Ordered
+
+
 class Walk:
     """One pass over the records of one trace."""
 
@@ -61,6 +72,7 @@ class Walk:
         self._lock = threading.Lock()
         self._decoder = Decoder(sink, self.count, self._comms.names, swapped=header.order == ">")
         self._select = Selection(options)
+        self._readings = Readings(self.count)
         self._horizon = Horizon()
         self._carried = NONE_FOUND  # of the window before
         self._carried_seq = _NO_PLACES
@@ -173,7 +185,11 @@ class Walk:
         if not whole.all():
             self.count("sample_too_short", int(np.count_nonzero(~whole)))
             samples = samples.pick(whole)
-        return self._select.pick(words, samples, ids)
+        if self.known.reads is None:
+            return self._select.pick(words, samples, ids)
+        kept = self.known.reads[samples.event]  # what a counter came to before is needed to know what it counted since
+        kept[self._select.places(words, samples, ids)] = True
+        return samples.pick(kept)
 
     def _records(self, words: Words, found: Found, seq: np.ndarray) -> sideband.Records:
         """Records that are no samples; those without a time have −1."""
@@ -220,16 +236,36 @@ class Walk:
         order, edges = by_event(words, samples, order, ids)
         starts, seq = samples.starts.take(order), samples.seq.take(order)
         ordered = Ordered(words, starts, seq, comm.take(order), None if chains is None else chains.take(order))
-        tables: dict[str, list[tuple[PerfEvent, slice]]] = {}
-        for event, begin, end in zip(self.known.events, edges[:-1], edges[1:], strict=True):
+        tables: dict[str, list[_Share]] = {}
+        for number, (event, begin, end) in enumerate(zip(self.known.events, edges[:-1], edges[1:], strict=True)):
             if begin < end:
-                tables.setdefault(event.table, []).append((event, slice(begin, end)))
-        work = sorted(tables.values(), key=lambda parts: -sum(mine.stop - mine.start for _, mine in parts))
-        return [partial(self._decode_table, ordered, parts) for parts in work]
+                mine = ordered.pick(slice(begin, end))
+                reads = self.known.reads is not None and self.known.reads[number]
+                for share in self._read(mine, number) if reads else [_Share(event, event, mine)]:
+                    tables.setdefault(share.event.table, []).append(share)
+        work = sorted(tables.values(), key=lambda shares: -sum(len(share.some.starts) for share in shares))
+        return [partial(self._decode_table, shares) for shares in work]
 
-    def _decode_table(self, ordered: Ordered, parts: list[tuple[PerfEvent, slice]]) -> None:
-        for event, mine in parts:
-            self._decoder.decode(ordered.pick(mine), event, put_by=self.known.alone(event))
+    def _read(self, some: Ordered, number: int) -> list["_Share"]:
+        """What samples of an event that read counters are of."""
+        words, starts, ends = some.words, some.starts, some.ends
+        ids, own = self.known.ids, self.known.events[number]
+        time_ns = word_of(words, starts, own.layout.words["time"]).view(np.int64)
+        event = np.full(len(starts), number, np.int64)
+        wanted = np.zeros(len(starts), bool)
+        wanted[self._select.places(words, Samples(starts, ends, event, time_ns, some.seq), ids)] = True
+        shares = []
+        for read in self._readings.deliver(some, number, own.layout, ids):
+            kept = wanted[read.sample]
+            if self.known.wanted[read.event] and kept.any():
+                columns = {name: column.pick(kept) for name, column in read.columns.items()}
+                mine = some.pick(read.sample[kept])._replace(reading=columns)
+                shares.append(_Share(self.known.events[read.event], own, mine))
+        return shares
+
+    def _decode_table(self, shares: list["_Share"]) -> None:
+        for event, of, some in shares:
+            self._decoder.decode(some, event, of, put_by=self.known.alone(event))
 
 
 def _is_last(window: Read, cuts: list[Cut]) -> bool:

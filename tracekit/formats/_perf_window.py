@@ -8,6 +8,7 @@ from tracekit.formats._comm import Codes
 from tracekit.formats._event_rows import Places
 from tracekit.formats._perf_ids import EventIds
 from tracekit.formats._perf_index import Starts, Words
+from tracekit.formats._perf_rest import Kept
 
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -34,11 +35,13 @@ class Ordered(NamedTuple):
     seq: Places
     comm: Codes  # int32[n]; −1: unknown
     chain: np.ndarray | None  # uint32[n] numbers of call chains; None: no event has any
+    reading: dict[str, Kept] = {}  # noqa: RUF012 - never changed. Columns of what the samples read
 
     def pick(self, rows: slice | np.ndarray) -> "Ordered":
         """Some of them."""
         chain = None if self.chain is None else self.chain[rows]
-        return Ordered(self.words, self.starts[rows], self.seq[rows], self.comm[rows], chain)
+        reading = {name: kept.pick(rows) for name, kept in self.reading.items()}
+        return Ordered(self.words, self.starts[rows], self.seq[rows], self.comm[rows], chain, reading)
 
     @property
     def ends(self) -> Starts:
