@@ -168,7 +168,8 @@ def compare(binary: Path, text: Path, *, flags_too: bool) -> None:
     assert theirs.height == ours.height, event
     missing = set(theirs.columns) - set(ours.columns) - UNPRINTED.get(event, set()) - UNPARSED - {"__syscall_nr"}
     if flags_too:  # perf prints none of them
-        missing -= {"common_flags", "common_preempt_count", "common_pid", "user_stack_bytes"}
+        missing -= {"common_flags", "common_preempt_count", "common_pid"}
+        missing -= {"user_stack_bytes", "user_regs", "user_regs_abi", "data_src"}
     assert not missing, event
     assert all(SHOWN_ELSEWHERE.match(column) for column in set(ours.columns) - set(theirs.columns)), event
     for column in set(theirs.columns) & set(ours.columns) - {"seq", "callchain_id", "common_flags"}:
