@@ -7,7 +7,7 @@ rest on.
 """
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from tracekit.machine.reconstruct.events import (
     Code,
     Shown,
     entries,
+    has_page_faults,
     life_cycle,
     page_faults,
     with_ends,
@@ -65,18 +66,17 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     cycle = pl.concat([life_cycle(trace), renamed.execs(trace)])
     begin = start.start(trace, cycle, rows["time_ns"][-1] if len(rows) else None)
     cycle = pl.concat([begin.rows, cycle]).sort("time_ns", "seq", maintain_order=True)
-    faults = page_faults(trace)
-    how = Shown.of(cycle, faults, complete=complete)
-    kept = pruned(cycle, faults, marks, narrow=True)
-    del faults  # by far the most of what there is
-    walker = take(kept, marks, how)
+    how = Shown.of(cycle, faults=has_page_faults(trace), complete=complete)
+    walker = take(pruned(cycle, page_faults(trace), marks, narrow=True), marks, how)
     if walker.identify.asked:
         walker = take(pruned(cycle, page_faults(trace), marks), marks, how)
     return Reconstruction(merge(rows, walker.made), dict(walker.why), begin.anomalies)
 
 
-def pruned(cycle: pl.DataFrame, faults: pl.DataFrame, marks: pl.DataFrame, *, narrow: bool = False) -> pl.DataFrame:
-    """The life cycle with the faults, without what no migrated page depends on.
+def pruned(
+    cycle: pl.DataFrame, faults: Iterable[pl.DataFrame], marks: pl.DataFrame, *, narrow: bool = False
+) -> pl.DataFrame:
+    """The life cycle with the faults, slices of which come one after the other, without what no migrated page needs.
 
     ``narrow``: as long as no walk's folio has to be told by what anyone wrote at its address (``Identify.asked``).
     """
@@ -99,7 +99,8 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None) -> 
     """
     Space.count = Vma.count = 0
     life = Life(
-        prune.migrated(marks).pages, how or Shown.of(cycle, cycle.filter(pl.col("code") == Code.FAULT), complete=True)
+        prune.migrated(marks).pages,
+        how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True),
     )
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)

@@ -1,5 +1,6 @@
 """The life cycle of every task in one frame, in order of time, with what of the timeline the walks are made from."""
 
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -63,6 +64,7 @@ _CODES = {
     "migrate_pages": Code.CALL,
     "mbind": Code.CALL,
 }
+_SLICE_ROWS = 1 << 20
 _PAGE_BYTES = 4096  # of x86-64; what shifts addresses by 12 here means them
 _ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP, Code.BRK)
 _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")
@@ -105,13 +107,13 @@ class Shown(NamedTuple):
     heap: bool
 
     @classmethod
-    def of(cls, cycle: pl.DataFrame, faults: pl.DataFrame, *, complete: bool) -> "Shown":
+    def of(cls, cycle: pl.DataFrame, *, faults: bool, complete: bool) -> "Shown":
         """By what is there."""
         codes = set(cycle["code"].unique().to_list())
         side_band = bool(((cycle["code"] == Code.EXEC) & (cycle["b"] == SIDE_BAND)).any())
         of_file = (pl.col("code") == Code.MMAP) & (pl.col("d") & MAP_ANONYMOUS == 0) & (pl.col("ret") > 0)
         files = len(cycle.filter(of_file))
-        return cls(not faults.is_empty(), Code.EXIT_MMAP in codes, side_band, complete, files, Code.BRK in codes)
+        return cls(faults, Code.EXIT_MMAP in codes, side_band, complete, files, Code.BRK in codes)
 
 
 def life_cycle(trace: Trace) -> pl.DataFrame:
@@ -139,14 +141,32 @@ def life_cycle(trace: Trace) -> pl.DataFrame:
     )
 
 
-def page_faults(trace: Trace) -> pl.DataFrame:
-    """All page faults: time_ns, seq, code, tid, a and b of ``SCHEMA``, in order of time."""
-    kinds = {name: SCHEMA[name] for name in ("time_ns", "seq", "code", "tid", "a", "b")}
+def page_faults(trace: Trace) -> Iterator[pl.DataFrame]:
+    """All page faults: time_ns, seq, code, tid, a and b of ``SCHEMA``, in order of time, a slice of it at a time."""
     frames = [
-        _frame(trace, table, "page_fault_user", Code.FAULT).select(pl.col(n).cast(kind) for n, kind in kinds.items())
+        _frame(trace, table, "page_fault_user", Code.FAULT).select(
+            pl.col(name).cast(SCHEMA[name]) for name in ("time_ns", "seq", "code", "tid", "a", "b")
+        )
         for table in schema.tables_of(trace, "page_fault_user")
     ]
-    return pl.concat(frames).sort("time_ns", "seq").collect() if frames else pl.DataFrame(schema=kinds)
+    if len(frames) != 1:  # one is in order as it is
+        whole = pl.concat(frames).sort("time_ns", "seq").collect() if frames else pl.DataFrame()
+        yield from whole.iter_slices(_SLICE_ROWS)
+        return
+    rows = sum(trace.rows(table) for table in schema.tables_of(trace, "page_fault_user"))
+    held: list[pl.DataFrame] = []
+    for first in range(0, rows, _SLICE_ROWS):
+        part = pl.concat([*held, frames[0].slice(first, _SLICE_ROWS).collect()]).sort("time_ns", "seq")
+        # those of the last time wait for what else may be of it: ties are by seq, in the table by CPU first
+        ready = int(part["time_ns"].search_sorted(part["time_ns"][-1]))
+        yield part[:ready]
+        held = [part[ready:]]
+    yield from held
+
+
+def has_page_faults(trace: Trace) -> bool:
+    """Whether there is any."""
+    return any(trace.rows(table) for table in schema.tables_of(trace, "page_fault_user"))
 
 
 def entries(rows: pl.DataFrame, arch: str, page_size: int | None) -> pl.DataFrame:

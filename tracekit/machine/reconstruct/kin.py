@@ -11,6 +11,7 @@ import polars as pl
 from tracekit.machine.reconstruct.events import MAP_ANONYMOUS, Code
 from tracekit.machine.reconstruct.folios import IMAGE
 from tracekit.machine.reconstruct.prune import Numbers, migrated, spans
+from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import MAP_SHARED, MAP_TYPE
 
 _TIES = (Code.NEWTASK, Code.FORK, Code.TASK)
@@ -28,7 +29,7 @@ class Kin:
             self._key(mark_kin[at[0]], migrated(marks[at.to_list()]).pages)
             for at in marks.select(at=pl.int_range(pl.len())).group_by(mark_kin).agg("at")["at"]
         ]
-        self._keys = np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.int64)
+        self._keys = Sieve(np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.int64))
         calls = cycle.filter(pl.col("code") == Code.MMAP)
         of_file = calls.filter((pl.col("d") & MAP_ANONYMOUS == 0) | (pl.col("d") & MAP_TYPE).is_in(MAP_SHARED))
         image = spans(cycle.filter(pl.col("code") == Code.MAP), "a", "b")
@@ -43,13 +44,13 @@ class Kin:
         own = len(self._tids) + tid.astype(np.int64)
         return np.where(self._tids[at] == tid, self._of_tid[at], own) if len(self._tids) else own
 
-    def migrates(self, tid: npt.NDArray[np.integer], page: Numbers) -> npt.NDArray[np.bool_]:
-        """Whether each ``page``, of those that migrate, is one that the kin of ``tid`` move."""
-        key = self._key(self._kin(tid), page)
-        at = np.searchsorted(self._keys, key).clip(max=max(len(self._keys) - 1, 0))
-        return self._keys[at] == key if len(self._keys) else np.zeros(len(page), dtype=bool)
+    def migrates(self, tid: npt.NDArray[np.integer], at: Numbers) -> npt.NDArray[np.bool_]:
+        """Whether each page, told by its place ``at`` among those that migrate, is one that the kin of ``tid`` move."""
+        found = np.zeros(len(at), dtype=bool)
+        found[self._keys.places(self._kin(tid) * np.int64(len(self._moved)) + at)[0]] = True
+        return found
 
-    def _key(self, kin: Numbers | int, page: Numbers) -> Numbers:
+    def _key(self, kin: int, page: Numbers) -> Numbers:
         """One number for both; ``page`` is among those that migrate."""
         return kin * np.int64(len(self._moved)) + np.searchsorted(self._moved, page)
 

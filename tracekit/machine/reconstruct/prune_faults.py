@@ -1,8 +1,10 @@
 """Page faults that no migrated page depends on, left out before the replay takes event by event.
 
-They are most of a trace: what is decided here costs a fraction of what it costs there.
+They are most of a trace: what is decided here costs a fraction of what it costs there. They come a slice of time at a
+time, so that never all of them are in memory.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ import polars as pl
 from tracekit.machine.reconstruct.events import WRITE, Code
 from tracekit.machine.reconstruct.kin import Kin
 from tracekit.machine.reconstruct.prune import Areas, Migrated, Numbers
+from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import AROUND
 
 _MAKES = (Code.MMAP, Code.MREMAP, Code.BRK)
@@ -31,82 +34,128 @@ class Where(NamedTuple):
     kin: Kin | None
 
 
-def faults(events: pl.DataFrame, cycle: pl.DataFrame, marks: pl.DataFrame, where: Where) -> pl.DataFrame:
+def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFrame, where: Where) -> pl.DataFrame:
     """The page faults that matter, and of each thread the one behind such a one, which shows that that is over.
 
     Args:
-        events: those of code FAULT, in order of time.
+        slices: those of code FAULT, in order of time.
         cycle: all else but the entries.
         marks: the entries.
         where: what they may touch.
     """
-    moved, near, kin = where
-    page, time = events["a"].to_numpy() >> 12, events["time_ns"].to_numpy()
-    write = (events["b"].to_numpy() & WRITE) != 0
-    at = np.searchsorted(moved.pages, page).clip(max=max(len(moved.pages) - 1, 0))
-    there = moved.pages[at] == page if len(moved.pages) else np.zeros(len(page), dtype=bool)
-    exact = there.copy()
-    exact[there] = time[there] <= moved.until[at[there]]
-    tid, area = events["tid"].to_numpy(), near.of(page)
-    other = np.zeros(len(page), dtype=bool)
-    if kin is not None:
-        other = exact & (area >= 0) & ~kin.may_share(page)
-        other[other] = ~kin.migrates(tid[other], page[other])
-        exact &= ~other
-    window = ~write & np.isin(page >> AROUND, moved.pages >> AROUND)
-    matters = exact | window
-    matters |= _behind(matters, tid)
-    matters[_again(np.flatnonzero(matters), exact & write, events, cycle, marks)] = False
-    first = np.flatnonzero(write & ~matters & (area >= 0))
-    # an area may be of several VMAs; where another's pages at the same addresses are left out, each cell counts
-    area = np.where(other, len(near.starts) + np.searchsorted(near.cells, page, side="right"), area)
-    matters[first[_first(events[first].with_columns(area=area[first]), cycle, near)]] = True
-    return events.filter(pl.Series(matters))
+    sieve, firsts = _Choice(where), _Firsts(cycle, where.near)
+    kept, first = [], []
+    count = 0
+    for events in slices:
+        numbered = events.with_columns(at=pl.int_range(count, count + len(events), dtype=pl.Int64))
+        count += len(events)
+        matters, also = sieve.take(numbered)
+        kept.append(matters)
+        first.append(firsts.of(also))
+    if not kept:
+        return pl.DataFrame()
+    every = pl.concat(kept)
+    again = np.zeros(len(every), dtype=bool)
+    again[_again(every, cycle, marks)] = True
+    late = every.filter(pl.Series(again) & (pl.col("area") >= 0))
+    first.append(firsts.of(pl.concat([*first, late]).sort("at")))
+    found = pl.concat([every.filter(~pl.Series(again)), first[-1]]).sort("at")
+    return found.drop("at", "area", "exact")
 
 
-def _behind(matters: Flags, tid: npt.NDArray[np.int32]) -> Flags:
-    by_thread = np.argsort(tid, kind="stable")
-    behind = np.zeros(len(matters), dtype=bool)
-    before, after = by_thread[:-1], by_thread[1:]
-    behind[after] = matters[before] & (tid[before] == tid[after])
-    return behind
+class _Choice:
+    """Tells what matters, slice by slice."""
+
+    def __init__(self, where: Where) -> None:
+        self.where = where
+        self._pages = Sieve(where.moved.pages)
+        self._windows = Sieve(np.unique(where.moved.pages >> AROUND))
+        self._mattered: dict[int, bool] = {}  # by thread, whether its latest fault did
+
+    def take(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+        """The faults that matter, and the other writes in areas.
+
+        Both with ``exact``, whether it is a write that makes a page that migrates what it is then, and ``area``, where
+        it is one of those of which the first counts: no area is -1.
+        """
+        moved, near, kin = self.where
+        page, time, tid = events["a"].to_numpy() >> 12, events["time_ns"].to_numpy(), events["tid"].to_numpy()
+        write = (events["b"].to_numpy() & WRITE) != 0
+        exact, area = np.zeros(len(page), dtype=bool), near.of(page)
+        there, at = self._pages.places(page)
+        exact[there] = time[there] <= moved.until[at]
+        if kin is not None:
+            other = (area[there] >= 0) & exact[there]
+            other[other] = ~kin.may_share(page[there[other]])
+            other[other] = ~kin.migrates(tid[there[other]], at[other])
+            other = there[other]
+            exact[other] = False
+            # an area may be of several VMAs; where another's pages at the same addresses are left out, each cell counts
+            area[other] = len(near.starts) + np.searchsorted(near.cells, page[other], side="right")
+        matters = exact.copy()
+        reads = np.flatnonzero(~write)
+        matters[reads[self._windows.places(page[reads] >> AROUND)[0]]] = True
+        matters |= self._behind(matters, tid)
+        numbered = events.with_columns(exact=pl.Series(exact & write), area=pl.Series(area))
+        return numbered.filter(pl.Series(matters)), numbered.filter(pl.Series(write & ~matters & (area >= 0)))
+
+    def _behind(self, matters: Flags, tid: npt.NDArray[np.int32]) -> Flags:
+        by_thread = np.argsort(tid, kind="stable")
+        ordered, before = tid[by_thread], matters[by_thread]
+        head = np.ones(len(ordered), dtype=bool)
+        head[1:] = ordered[1:] != ordered[:-1]
+        behind = np.append(False, before[:-1])[: len(ordered)]
+        threads = ordered[head].tolist()
+        behind[head] = [self._mattered.get(thread, False) for thread in threads]
+        self._mattered.update(zip(threads, before[np.append(head[1:], True)[: len(head)]].tolist(), strict=True))
+        result = np.empty(len(matters), dtype=bool)
+        result[by_thread] = behind
+        return result
 
 
-def _first(writes: pl.DataFrame, cycle: pl.DataFrame, near: Areas) -> Numbers:
-    """int64[n]: places of the first of each thread in each area, since it began and since a mapping was made there."""
-    begun = cycle.filter(pl.col("code").is_in([Code.NEWTASK, Code.EXEC])).select(
-        "time_ns", pl.when(pl.col("code") == Code.NEWTASK).then("a").otherwise("tid").cast(pl.Int32).alias("tid")
-    )
-    maps = cycle.filter(pl.col("code").is_in(_MAKES))
-    inside = maps.select(pl.col("ret").fill_null(0) - (pl.col("code") == Code.BRK)).to_series()  # brk() says the end
-    pages = inside.to_numpy() >> 12
-    cell = len(near.starts) + np.searchsorted(near.cells, pages, side="right")
-    made = pl.concat([maps.select("time_ns", area=pl.Series(where)) for where in (near.of(pages), cell)])
-    writes = writes.select("time_ns", "tid", "area").with_row_index("place")
-    for other, by in ((begun, "tid"), (made, "area")):
-        since = other.sort("time_ns").with_columns(pl.col("time_ns").alias(f"since_{by}"))
-        writes = writes.join_asof(since, on="time_ns", by=by, check_sortedness=False)
-    kept = writes.unique(["tid", "area", "since_tid", "since_area"], keep="first", maintain_order=True)
-    return kept["place"].to_numpy().astype(np.int64)
+class _Firsts:
+    """The first of each thread in each area, since it began and since a mapping was made there."""
+
+    def __init__(self, cycle: pl.DataFrame, near: Areas) -> None:
+        begun = cycle.filter(pl.col("code").is_in([Code.NEWTASK, Code.EXEC])).select(
+            "time_ns", pl.when(pl.col("code") == Code.NEWTASK).then("a").otherwise("tid").cast(pl.Int32).alias("tid")
+        )
+        maps = cycle.filter(pl.col("code").is_in(_MAKES))
+        inside = maps.select(pl.col("ret").fill_null(0) - (pl.col("code") == Code.BRK)).to_series()  # brk(): the end
+        pages = inside.to_numpy() >> 12
+        cell = len(near.starts) + np.searchsorted(near.cells, pages, side="right")
+        made = pl.concat([maps.select("time_ns", area=pl.Series(where)) for where in (near.of(pages), cell)])
+        self._since = [
+            (by, other.sort("time_ns").with_columns(pl.col("time_ns").alias(f"since_{by}")))
+            for other, by in ((begun, "tid"), (made, "area"))
+        ]
+
+    def of(self, writes: pl.DataFrame) -> pl.DataFrame:
+        """Those of ``writes``, in order of time."""
+        told = writes.select("time_ns", "tid", "area").with_row_index("place")
+        for by, since in self._since:
+            told = told.join_asof(since, on="time_ns", by=by, check_sortedness=False)
+        kept = told.unique(["tid", "area", "since_tid", "since_area"], keep="first", maintain_order=True)
+        return writes[kept["place"]]
 
 
-def _again(kept: Numbers, writes: Flags, events: pl.DataFrame, cycle: pl.DataFrame, marks: pl.DataFrame) -> Numbers:
+def _again(kept: pl.DataFrame, cycle: pl.DataFrame, marks: pl.DataFrame) -> Numbers:
     """Which of ``kept`` write where the same thread did before, and nothing but faults happened since.
 
     The last fault of a thread before anything else stays: it may not be over then.
     """
-    time, tid = events["time_ns"].to_numpy()[kept], events["tid"].to_numpy()[kept]
+    time, tid = kept["time_ns"].to_numpy(), kept["tid"].to_numpy()
     other = np.sort(np.concatenate([cycle["time_ns"].to_numpy(), marks["time_ns"].to_numpy()]))
     before, until = np.searchsorted(other, time, side="left"), np.searchsorted(other, time, side="right")
     ends = np.ones(len(kept), dtype=bool)
     one, after = _pairs(tid)
     ends[one] = until[after] != before[one]
     again = np.zeros(len(kept), dtype=bool)
-    writing = np.flatnonzero(writes[kept])
-    page = events["a"].to_numpy()[kept[writing]] >> 12
+    writing = np.flatnonzero(kept["exact"].to_numpy())
+    page = kept["a"].to_numpy()[writing] >> 12
     one, after = _pairs(tid[writing], page)
     again[writing[after]] = until[writing[after]] == before[writing[one]]
-    return kept[again & ~ends]
+    return np.flatnonzero(again & ~ends)
 
 
 def _pairs(*keys: npt.NDArray[np.integer]) -> tuple[Numbers, Numbers]:
