@@ -495,7 +495,7 @@ def test_what_is_left_out_before_the_replay_changes_nothing(capture, ingested, m
     trace = ingested(capture)
     rows = timeline(trace, probes=False)
     made = reconstruct(trace, rows)
-    monkeypatch.setattr(prune_faults, "faults", lambda faults, *_: pl.concat(faults))
+    monkeypatch.setattr(prune_faults, "faults", lambda faults, *_: pl.concat([pl.DataFrame(), *faults], how="diagonal"))
     for name in ("tasks", "mappings"):
         monkeypatch.setattr(prune, name, lambda cycle, _: cycle)
     whole = reconstruct(trace, rows)

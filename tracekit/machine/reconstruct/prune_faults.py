@@ -85,10 +85,10 @@ class _Choice:
         there, at = self._pages.places(page)
         exact[there] = time[there] <= moved.until[at]
         if kin is not None:
-            other = (area[there] >= 0) & exact[there]
-            other[other] = ~kin.may_share(page[there[other]])
-            other[other] = ~kin.migrates(tid[there[other]], at[other])
-            other = there[other]
+            foreign = (area[there] >= 0) & exact[there]
+            foreign[foreign] = ~kin.may_share(page[there[foreign]])
+            foreign[foreign] = ~kin.migrates(tid[there[foreign]], at[foreign])
+            other = there[foreign]
             exact[other] = False
             # an area may be of several VMAs; where another's pages at the same addresses are left out, each cell counts
             area[other] = len(near.starts) + np.searchsorted(near.cells, page[other], side="right")
