@@ -496,8 +496,9 @@ def test_what_is_left_out_before_the_replay_changes_nothing(capture, ingested, m
     rows = timeline(trace, probes=False)
     made = reconstruct(trace, rows)
     monkeypatch.setattr(prune_faults, "faults", lambda faults, *_: pl.concat([pl.DataFrame(), *faults], how="diagonal"))
-    for name in ("tasks", "mappings"):
-        monkeypatch.setattr(prune, name, lambda cycle, _: cycle)
+    nobody = pl.DataFrame(schema={"tid": pl.Int32, "from_ns": pl.Int64, "until_ns": pl.Int64})
+    monkeypatch.setattr(prune, "tasks", lambda cycle, _: prune.Tasks(cycle, nobody))
+    monkeypatch.setattr(prune, "mappings", lambda cycle, _: cycle)
     whole = reconstruct(trace, rows)
     assert whole.why == made.why
     assert same_but_for_names(whole.rows, made.rows)

@@ -230,6 +230,28 @@ def test_what_is_left_out_before_changes_nothing(data):
     assert compare(kernel, run(kept, marks, how)) == compare(kernel, run(cycle, marks, how))
 
 
+def test_what_a_thread_did_stays_when_it_is_gone():
+    """It mapped memory of its process, which no one wrote before the fork, and wrote what was shared since another."""
+    kernel = Kernel()
+    kernel.say("EXEC", 100, 100)
+    thread = kernel.thread(100)
+    kernel.mmap(thread, BASE, SIZE)
+    kernel.exit(thread)
+    kernel.fork(100)
+    kernel.write(100, BASE)
+    kernel.fork(100)
+    thread = kernel.thread(100)
+    kernel.write(thread, BASE)
+    kernel.exit(thread)
+    kernel.migrate(100, 100, BASE)
+    cycle, marks = frames(kernel.events)
+    is_fault = pl.col("code") == Code.FAULT
+    how = Shown.of(cycle, faults=True, complete=True)
+    walker = run(pruned(cycle.filter(~is_fault), [cycle.filter(is_fault)], marks), marks, how)
+    assert not walker.why
+    compare(kernel, walker)
+
+
 @EXAMPLES
 @given(st.data())
 def test_what_strangers_wrote_changes_nothing_unless_it_was_asked_for(data):

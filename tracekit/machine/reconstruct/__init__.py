@@ -83,10 +83,10 @@ def pruned(
     cycle = heap.with_ends_before(with_flags(cycle))
     moved = prune.migrated(marks)
     near = prune.areas(cycle, moved.pages)
-    kept = prune.mappings(prune.tasks(cycle, marks), near)
     kin = kin_of(cycle, marks) if narrow else None
-    writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin))
-    return pl.concat([kept, writes], how="diagonal").sort("time_ns", "seq")
+    left = prune.tasks(cycle, marks)
+    writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin, left.gone))
+    return pl.concat([prune.mappings(left.cycle, near), writes], how="diagonal").sort("time_ns", "seq")
 
 
 def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None) -> Walker:

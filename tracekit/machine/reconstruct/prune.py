@@ -1,8 +1,8 @@
 """What of a life cycle no migrated page can depend on, left out before the replay takes event by event.
 
 A write matters at pages that migrate, until they last do; elsewhere in the mapping of one only as its first, which
-gives the VMA an anon_vma. A mapping matters where one lies in it or in one that touches it. A task that came and went
-while nothing migrated, and left no child, matters to what its parent may write alone.
+gives the VMA an anon_vma. A mapping matters where one lies in it or in one that touches it. A process that came and
+went while nothing migrated, and left no child, matters to what its parent may write alone.
 """
 
 from typing import NamedTuple
@@ -100,41 +100,51 @@ def mappings(cycle: pl.DataFrame, near: Areas) -> pl.DataFrame:
     return cycle.filter(~(other & pl.col("code").is_in([code for code in _MAPS if code != Code.MREMAP])))
 
 
-def tasks(cycle: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
-    """``cycle``, in order of time, without tasks that came and went while nothing migrated and had no child.
+class Tasks(NamedTuple):
+    """Attributes.
 
-    A NEWTASK of such a process becomes FORKED: its parent's pages are shared until they are written again.
+    cycle: without the processes that are gone.
+    gone: tid, from_ns and until_ns of each, in order of time: what it did then matters to no one.
+    """
+
+    cycle: pl.DataFrame
+    gone: pl.DataFrame
+
+
+def tasks(cycle: pl.DataFrame, marks: pl.DataFrame) -> Tasks:
+    """``cycle``, in order of time, without processes that came and went while nothing migrated and had no child.
+
+    A NEWTASK of such a process becomes FORKED: its parent's pages are shared until they are written again. Threads
+    stay: what they map and write is their process's, and so is what a child of vfork() does before exec.
     """
     cycle = cycle.with_row_index("at")
-    births = cycle.filter(pl.col("code") == Code.NEWTASK).select(
-        "at", "tid", "time_ns", birth="at", child=pl.col("a").cast(pl.Int32), flags="b"
+    is_process = pl.col("b") & CLONE_VM == 0
+    births = cycle.filter((pl.col("code") == Code.NEWTASK) & is_process).select(
+        "at", "tid", "time_ns", birth="at", child=pl.col("a").cast(pl.Int32)
     )
 
-    def next_of(codes: tuple[Code, ...], name: str) -> pl.DataFrame:
+    def next_of(codes: tuple[Code, ...], name: str) -> pl.Series:
         found = cycle.filter(pl.col("code").is_in(codes)).select("at", "tid", pl.col("at").alias(name))
         return births.select("at", "child").join_asof(
             found, on="at", by_left="child", by_right="tid", strategy="forward", check_sortedness=False
-        )
+        )[name]
 
     last = (Code.EXIT_MMAP,) if (cycle["code"] == Code.EXIT_MMAP).any() else (Code.EXIT,)
     calls = cycle.filter(pl.col("code").is_in(_CLONES)).select("at", "tid", call="at", call_ns="time_ns")
     births = births.join_asof(calls, on="at", by="tid", check_sortedness=False).with_columns(
-        process=next_of(last, "end")["end"],
-        thread=next_of((Code.EXIT,), "end")["end"],
-        heir=next_of((Code.NEWTASK,), "heir")["heir"],
+        end=next_of(last, "end"), heir=next_of((Code.NEWTASK,), "heir")
     )
-    is_process = pl.col("flags") & CLONE_VM == 0
-    births = births.with_columns(end=pl.when(is_process).then("process").otherwise("thread")).drop_nulls("end")
+    births = births.drop_nulls("end")
     births = births.with_columns(end_ns=cycle["time_ns"].gather(births["end"]))
     told = pl.concat([marks["time_ns"], cycle.filter(pl.col("code") == Code.LOST)["time_ns"]]).sort().to_numpy()
     begun = births.select(pl.coalesce("call_ns", "time_ns")).to_series().to_numpy()
     quiet = np.searchsorted(told, begun) == np.searchsorted(told, births["end_ns"].to_numpy(), side="right")
     gone = births.filter(pl.Series(quiet) & (pl.col("heir").is_null() | (pl.col("heir") > pl.col("end"))))
-    return _without(cycle, gone, is_process)
+    return Tasks(_without(cycle, gone), gone.select(tid="child", from_ns="time_ns", until_ns="end_ns"))
 
 
-def _without(cycle: pl.DataFrame, gone: pl.DataFrame, is_process: pl.Expr) -> pl.DataFrame:
-    """``cycle`` without the tasks ``gone``: their own events, their making, what it returned to the parent."""
+def _without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
+    """``cycle`` without the processes ``gone``: their own events, their making, what it returned to the parent."""
     lives = gone.select("at", "child", "birth", "end").sort("at")
     own = cycle.select("at", "tid").join_asof(lives, on="at", by_left="tid", by_right="child", check_sortedness=False)
     made = cycle.select("at", pl.col("a").cast(pl.Int32, strict=False)).join_asof(
@@ -143,14 +153,11 @@ def _without(cycle: pl.DataFrame, gone: pl.DataFrame, is_process: pl.Expr) -> pl
     inside = [
         pl.Series((one["at"] > one["birth"]) & (one["at"] <= one["end"])).fill_null(value=False) for one in (own, made)
     ]
-    forked = gone.filter(is_process)["birth"].implode()
-    threads = gone.filter(~is_process)["birth"].implode()
-    is_birth = pl.col("code") == Code.NEWTASK
     drop = (
         inside[0]
         | (inside[1] & (pl.col("code") == Code.FORK))
         | pl.col("at").is_in(gone["call"].drop_nulls().implode())
-        | (is_birth & pl.col("at").is_in(threads))
     )
-    code = pl.when(is_birth & pl.col("at").is_in(forked)).then(pl.lit(int(Code.FORKED), pl.UInt8)).otherwise("code")
+    is_birth = pl.col("at").is_in(gone["birth"].implode())
+    code = pl.when(is_birth).then(pl.lit(int(Code.FORKED), pl.UInt8)).otherwise("code")
     return cycle.with_columns(code=code).filter(~drop).drop("at")

@@ -27,11 +27,13 @@ class Where(NamedTuple):
     moved: what migrates.
     near: the areas that hold it.
     kin: whose memory an entry can be of; None: anyone's.
+    gone: whose faults matter to no one, see ``prune.Tasks``.
     """
 
     moved: Migrated
     near: Areas
     kin: Kin | None
+    gone: pl.DataFrame
 
 
 def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFrame, where: Where) -> pl.DataFrame:
@@ -43,13 +45,13 @@ def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFr
         marks: the entries.
         where: what they may touch.
     """
-    sieve, firsts = _Choice(where), _Firsts(cycle, where.near)
+    choice, firsts = _Choice(where), _Firsts(cycle, where.near)
     kept, first = [], []
     count = 0
     for events in slices:
         numbered = events.with_columns(at=pl.int_range(count, count + len(events), dtype=pl.Int64))
         count += len(events)
-        matters, also = sieve.take(numbered)
+        matters, also = choice.take(_of_who_is_left(numbered, where.gone))
         kept.append(matters)
         first.append(firsts.of(also))
     if not kept:
@@ -61,6 +63,17 @@ def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFr
     first.append(firsts.of(pl.concat([*first, late]).sort("at")))
     found = pl.concat([every.filter(~pl.Series(again)), first[-1]]).sort("at")
     return found.drop("at", "area", "exact")
+
+
+def _of_who_is_left(events: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
+    """``events`` without those of processes that are ``gone``."""
+    first, last = (events["time_ns"][0], events["time_ns"][-1]) if len(events) else (0, 0)
+    near = gone.filter(pl.col("until_ns") >= first, pl.col("from_ns") <= last)
+    some = events["tid"].is_in(near["tid"].implode())
+    theirs = events.filter(some).select("at", "time_ns", "tid")
+    told = theirs.join_asof(near, left_on="time_ns", right_on="from_ns", by="tid", check_sortedness=False)
+    dropped = told.filter(pl.col("time_ns") <= pl.col("until_ns"))["at"]
+    return events.filter(~pl.col("at").is_in(dropped.implode()))
 
 
 class _Choice:
@@ -78,7 +91,7 @@ class _Choice:
         Both with ``exact``, whether it is a write that makes a page that migrates what it is then, and ``area``, where
         it is one of those of which the first counts: no area is -1.
         """
-        moved, near, kin = self.where
+        moved, near, kin, _ = self.where
         page, time, tid = events["a"].to_numpy() >> 12, events["time_ns"].to_numpy(), events["tid"].to_numpy()
         write = (events["b"].to_numpy() & WRITE) != 0
         exact, area = np.zeros(len(page), dtype=bool), near.of(page)
