@@ -14,6 +14,7 @@ from naive_kernel import HEAP, File, Kernel
 
 from tracekit.machine.reconstruct import pruned, take
 from tracekit.machine.reconstruct.events import DIRTY, SCHEMA, Code, Shown
+from tracekit.machine.reconstruct.kin import kin_of
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.rows import MM
 from tracekit.machine.timeline import Kind
@@ -270,7 +271,14 @@ def test_what_strangers_wrote_changes_nothing_unless_it_was_asked_for(data):
     how = Shown.of(cycle, faults=bool(cycle.select(is_fault.any()).item()), complete=True)
     everyone, kin = (
         take(
-            pruned(cycle.filter(~is_fault), cycle.filter(is_fault).iter_slices(SLICE), marks, narrow=narrow), marks, how
+            pruned(
+                cycle.filter(~is_fault),
+                cycle.filter(is_fault).iter_slices(SLICE),
+                marks,
+                kin_of(cycle, marks) if narrow else None,
+            ),
+            marks,
+            how,
         )
         for narrow in (False, True)
     )

@@ -17,11 +17,14 @@ import time
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-import traces  # noqa: E402 -- after the path is set
+from tracekit import _process  # noqa: E402 -- after the path is set
+
+_process.settle()  # as the command line does
+import polars as pl  # noqa: E402
+import traces  # noqa: E402
 
 PAGE = 4096
 BASE = 0x7000_0000_0000

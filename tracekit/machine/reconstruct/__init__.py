@@ -16,7 +16,7 @@ import polars as pl
 from tracekit import schema
 from tracekit.machine import pte
 from tracekit.machine.reconstruct import heap, prune, prune_faults, renamed, start
-from tracekit.machine.reconstruct.blocks import Block, parts
+from tracekit.machine.reconstruct.blocks import Block, parts, together
 from tracekit.machine.reconstruct.events import (
     DIRTY,
     Code,
@@ -29,7 +29,7 @@ from tracekit.machine.reconstruct.events import (
     with_flags,
 )
 from tracekit.machine.reconstruct.identify import Identify
-from tracekit.machine.reconstruct.kin import kin_of
+from tracekit.machine.reconstruct.kin import Kin, kin_of
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.merge import merge
 from tracekit.machine.reconstruct.rows import Made
@@ -56,59 +56,67 @@ class Reconstruction(NamedTuple):
 
 def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     """Put the walks into the timeline ``rows``, which holds no probes."""
+    made, why, anomalies = _walks(trace, rows)
+    gc.collect()  # spaces and their VMAs name each other: they are a quarter of what merging would come on top of
+    return Reconstruction(merge(rows, made), why, anomalies)
+
+
+def _walks(trace: Trace, rows: pl.DataFrame) -> tuple[Made, dict[str, int], dict[str, int]]:
+    """The rows of the walks; why which are not certain, and anomalies."""
     machine = trace.manifest["machine"]
     marks = entries(rows, machine["arch"] or "", machine["page_size"])
     sets = len(rows.filter(pl.col("kind") == Kind.SET))
     if marks.is_empty() and sets:
-        return Reconstruction(merge(rows, Made()), {"values of the migration entries not understood": sets}, {})
+        return Made(), {"values of the migration entries not understood": sets}, {}
     # a call that never happened leaves no table, so one of them speaks for all
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
     cycle = pl.concat([life_cycle(trace), renamed.execs(trace)])
     begin = start.start(trace, cycle, rows["time_ns"][-1] if len(rows) else None)
     cycle = pl.concat([begin.rows, cycle]).sort("time_ns", "seq", maintain_order=True)
     how = Shown.of(cycle, faults=has_page_faults(trace), complete=complete)
-    walker = take(pruned(cycle, page_faults(trace), marks, narrow=True), marks, how)
-    if walker.identify.asked:
+    kin = kin_of(cycle, marks)
+    walker = take(pruned(cycle, page_faults(trace), marks, kin), marks, how, narrow=kin is not None)
+    if kin is not None and walker.identify.asked:
         walker = take(pruned(cycle, page_faults(trace), marks), marks, how)
-    return Reconstruction(merge(rows, walker.made), dict(walker.why), begin.anomalies)
+    walker.forget()
+    return walker.made, dict(walker.why), begin.anomalies
 
 
 def pruned(
-    cycle: pl.DataFrame, faults: Iterable[pl.DataFrame], marks: pl.DataFrame, *, narrow: bool = False
+    cycle: pl.DataFrame, faults: Iterable[pl.DataFrame], marks: pl.DataFrame, kin: Kin | None = None
 ) -> pl.DataFrame:
     """The life cycle with the faults, slices of which come one after the other, without what no migrated page needs.
 
-    ``narrow``: as long as no walk's folio has to be told by what anyone wrote at its address (``Identify.asked``).
+    ``kin``: so that memory of others is left out, too. That holds as long as no walk's folio has to be told by what
+    anyone wrote at its address (``Identify.asked``).
     """
     cycle = heap.with_ends_before(with_flags(cycle))
     moved = prune.migrated(marks)
     near = prune.areas(cycle, moved.pages)
-    kin = kin_of(cycle, marks) if narrow else None
     left = prune.tasks(cycle, marks)
     writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin, left.gone))
     return pl.concat([prune.mappings(left.cycle, near), writes], how="diagonal").sort("time_ns", "seq")
 
 
-def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None) -> Walker:
+def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, narrow: bool = False) -> Walker:
     """Replay the life cycle and the migration entries, in order of time.
 
     Args:
         cycle: columns as ``events.SCHEMA``.
         marks: as well.
         how: what the whole trace shows; None: what ``cycle`` does, with all calls that map.
+        narrow: whether to stop where the folio of a walk has to be told by what anyone wrote at its address.
     """
     Space.count = Vma.count = 0
-    life = Life(
-        prune.migrated(marks).pages,
-        how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True),
-    )
+    how = how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True)
+    life = Life(prune.migrated(marks).pages, how, indexed=not narrow)
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)
     before = pl.col("time_ns") <= 0  # perf says first what was there when it began
     with _no_garbage():
-        _run(life, walker, cycle.filter(before))
+        _run(life, walker, [cycle.filter(before)])
         life.settle()
-        _run(life, walker, pl.concat([cycle.filter(~before), marks]).sort("time_ns", "seq", maintain_order=True))
+        _run(life, walker, together(cycle.filter(~before), marks))
         walker.finish()
     return walker
 
@@ -125,10 +133,12 @@ def _no_garbage() -> Iterator[None]:
             gc.enable()
 
 
-def _run(life: Life, walker: Walker, events: pl.DataFrame) -> None:
+def _run(life: Life, walker: Walker, events: Iterable[pl.DataFrame]) -> None:
     handlers = life.handlers() | {Code.SET: walker.set, Code.RESTORE: walker.restore, Code.EDGE: walker.edge}
     table = [handlers[code] for code in Code]
     for part in parts(events):
+        if walker.identify.asked and not life.indexed:
+            return
         if isinstance(part, Block):
             walker.block(part)
             continue

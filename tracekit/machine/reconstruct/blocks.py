@@ -1,6 +1,6 @@
 """Runs of migration entries that stand one behind the other, so that nothing happens between their walks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +36,24 @@ class Block(NamedTuple):
 Part = Block | list[tuple[int, ...]]
 
 
-def parts(events: pl.DataFrame) -> Iterator[Part]:
+def together(one: pl.DataFrame, other: pl.DataFrame) -> Iterator[pl.DataFrame]:
+    """The events of both, each in order of (time_ns, seq), in that order, a slice of time at a time."""
+    starts = [0, 0]
+    while any(start < len(frame) for start, frame in zip(starts, (one, other), strict=True)):
+        ends = [min(start + _AT_ONCE, len(frame)) for start, frame in zip(starts, (one, other), strict=True)]
+        left = [frame["time_ns"][end] for end, frame in zip(ends, (one, other), strict=True) if end < len(frame)]
+        if left:  # those of one time stay together
+            ends = [int(frame["time_ns"].search_sorted(min(left))) for frame in (one, other)]
+            if ends == starts:
+                ends = [int(frame["time_ns"].search_sorted(min(left), side="right")) for frame in (one, other)]
+        slices = [frame[start:end] for start, end, frame in zip(starts, ends, (one, other), strict=True)]
+        yield pl.concat(slices).sort("time_ns", "seq", maintain_order=True)
+        starts = ends
+
+
+def parts(events: Iterable[pl.DataFrame]) -> Iterator[Part]:
     """``events``, columns as ``SCHEMA``, as blocks where there are some, and as single events between them."""
-    for whole in events.iter_slices(_AT_ONCE):
+    for whole in (part for frame in events for part in frame.iter_slices(_AT_ONCE)):
         part = whole.select(pl.col(_NAMES).fill_null(0))
         every = list(zip(*(part[name].to_list() for name in _NAMES), strict=True))
         at = 0

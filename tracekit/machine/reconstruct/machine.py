@@ -31,20 +31,21 @@ class Life:
         mapped_files: how many mappings there are of files that only the number of a descriptor tells.
         space_of: the address space of a thread.
         target: of a thread, the process whose memory its system call moves; 0: its own.
-        index: page → the spaces in which something was written there.
+        index: page → the spaces in which something was written there; kept only if ``indexed``.
         faults: whether the trace has page faults.
         complete: whether the trace has the calls that map and unmap; without them no tree is certain.
         heap: whether it has brk().
         pages, around: those that migrate, and their neighbourhoods: no other need be followed.
     """
 
-    def __init__(self, pages: npt.NDArray[np.int64], shown: Shown) -> None:
+    def __init__(self, pages: npt.NDArray[np.int64], shown: Shown, *, indexed: bool = True) -> None:
         self.now = 0
         self.stirred = 0
         self.pages = set(pages.tolist())
         self.around = set((pages >> AROUND).tolist())
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
+        self.indexed = indexed
         self.index: dict[int, dict[Space, None]] = {}
         self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files, self.heap = shown
         self.epoch = 0
@@ -126,7 +127,8 @@ class Life:
         folio = Folio(self._anon(space, vma), space, self.now)
         if own is None:
             space.own[page] = [(self.now, folio)]
-            self.index.setdefault(page, {})[space] = None
+            if self.indexed:
+                self.index.setdefault(page, {})[space] = None
         elif space.heirs:
             own.append((self.now, folio))
         else:  # no one was forked from it who may have what it had before
@@ -137,7 +139,8 @@ class Life:
         vma = space.at(page)
         if vma is not None and not vma.shared:
             space.own.setdefault(page, []).append((when, Folio(self._anon(space, vma), space, when)))
-            self.index.setdefault(page, {})[space] = None
+            if self.indexed:
+                self.index.setdefault(page, {})[space] = None
 
     @staticmethod
     def _anon(space: Space, vma: Vma) -> AnonVma:
@@ -320,7 +323,7 @@ class Life:
         space.users -= 1
         if space.users <= 0:
             self.changed = self.now
-            for page in space.own:
+            for page in space.own if self.indexed else ():
                 self.index.get(page, {}).pop(space, None)
             spaces.unlink(space)
 

@@ -1,6 +1,7 @@
 """Where folios were moved to."""
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 
 from tracekit.machine.reconstruct.folios import Found
 from tracekit.machine.reconstruct.state import Folio
@@ -14,7 +15,7 @@ class Moved:
 
     def __init__(self) -> None:
         self._found: dict[int, Found] = {}
-        self._new: list[tuple[list[int], list[Folio], list[int]]] = []
+        self._new: list[tuple[Sequence[int], list[Folio], Sequence[int]]] = []
 
     def get(self, pfn: int) -> Found | None:
         """The latest that came to ``pfn``."""
@@ -28,7 +29,7 @@ class Moved:
 
     def put_all(self, pfns: list[int], folios: list[Folio], pgoffs: list[int]) -> None:
         """One came to each of ``pfns``."""
-        self._new.append((pfns, folios, pgoffs))
+        self._new.append((array("q", pfns), folios, array("q", pgoffs)))
 
     def _look(self) -> None:
         for block in self._new:
@@ -36,5 +37,5 @@ class Moved:
         self._new = []
 
 
-def _each(pfns: list[int], folios: list[Folio], pgoffs: list[int]) -> Iterable[tuple[int, Found]]:
+def _each(pfns: Sequence[int], folios: list[Folio], pgoffs: Sequence[int]) -> Iterable[tuple[int, Found]]:
     return ((pfn, Found(folio, pgoff)) for pfn, folio, pgoff in zip(pfns, folios, pgoffs, strict=True))

@@ -14,6 +14,7 @@ from tracekit.machine.reconstruct.events import DIRTY, PMD, Code
 from tracekit.machine.reconstruct.folios import Found
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Event, Life
+from tracekit.machine.reconstruct.moved import Moved
 from tracekit.machine.reconstruct.plain_rows import PlainRows
 from tracekit.machine.reconstruct.resolve import resolve_remove, resolve_try
 from tracekit.machine.reconstruct.rows import Made
@@ -225,6 +226,13 @@ class Walker:
         for tid, task in self.open.items():
             self._close(tid, task)
             self._end_split(task)
+
+    def forget(self) -> None:
+        """Let go of all that the machine knew: what was made of it stays."""
+        for space in self.life.space_of.values():
+            space.own.clear()
+        self.life.index.clear()
+        self.identify.moved = Moved()
 
     def _close(self, tid: int, task: Open) -> None:
         walk, task.walk = task.walk, None
