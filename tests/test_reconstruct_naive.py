@@ -127,8 +127,8 @@ class Remember(dict):
 
 
 class Watched(Life):
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
+    def __init__(self, *arguments, **how):
+        super().__init__(*arguments, **how)
         self.space_of = Remember()
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from tracekit import schema
 from tracekit.machine import pte
 from tracekit.machine.reconstruct import heap, prune, prune_faults, renamed, start
-from tracekit.machine.reconstruct.blocks import Block, parts, together
+from tracekit.machine.reconstruct.blocks import Block, Faults, parts, together
 from tracekit.machine.reconstruct.events import (
     DIRTY,
     Code,
@@ -143,6 +143,11 @@ def _run(life: Life, walker: Walker, events: Iterable[pl.DataFrame]) -> None:
             walker.block(part)
             continue
         now = life.now
+        if isinstance(part, Faults):
+            life.now = now + 1
+            life.take_faults(*part)
+            life.now = now + len(part.errors)
+            continue
         for event in part:
             now += 1
             life.now = now

@@ -1,16 +1,20 @@
-"""Runs of migration entries that stand one behind the other, so that nothing happens between their walks."""
+"""Runs of migration entries, and of page faults, that stand one behind the other: nothing happens between them."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from tracekit.machine.reconstruct.events import PMD, SCHEMA, Code
 
-FEW = 4  # walks that are not worth it
+FEW = 4  # walks, or faults, that are not worth it
 _AT_ONCE = 1 << 16  # events made Python objects at a time
 _NAMES = [name for name in SCHEMA if name not in ("time_ns", "seq")]
+
+
+Column = npt.NDArray[np.int64]
 
 
 class Block(NamedTuple):
@@ -20,7 +24,7 @@ class Block(NamedTuple):
         code: SET or RESTORE.
         rows, pages, pfns, types: of each entry.
         starts: number of the first entry of each walk, and of the entry behind the last.
-        events: what the entries are, event by event.
+        columns: of all that the entries are, see ``events``.
     """
 
     code: int
@@ -30,10 +34,22 @@ class Block(NamedTuple):
     pfns: list[int]
     types: list[int]
     starts: list[int]
-    events: list[tuple[int, ...]]
+    columns: list[Column]
+
+    def events(self, first: int) -> list[tuple[int, ...]]:
+        """The entries from ``first`` on, as single events."""
+        return _single([column[first:] for column in self.columns])
 
 
-Part = Block | list[tuple[int, ...]]
+class Faults(NamedTuple):
+    """Page faults of one thread."""
+
+    tid: int
+    addresses: list[int]
+    errors: list[int]
+
+
+Part = Block | Faults | list[tuple[int, ...]]
 
 
 def together(one: pl.DataFrame, other: pl.DataFrame) -> Iterator[pl.DataFrame]:
@@ -55,16 +71,34 @@ def parts(events: Iterable[pl.DataFrame]) -> Iterator[Part]:
     """``events``, columns as ``SCHEMA``, as blocks where there are some, and as single events between them."""
     for whole in (part for frame in events for part in frame.iter_slices(_AT_ONCE)):
         part = whole.select(pl.col(_NAMES).fill_null(0))
-        every = list(zip(*(part[name].to_list() for name in _NAMES), strict=True))
+        columns = [part[name].to_numpy() for name in _NAMES]
         at = 0
-        for low, high, starts in _blocks(part):
+        for low, high, starts in sorted([*_blocks(part), *_faults(part)]):
             if at < low:
-                yield every[at:low]
-            at, inside = high, every[low:high]
-            _, _, rows, pages, pfns, _, types, _, _ = (list(column) for column in zip(*inside, strict=True))
-            yield Block(inside[0][0], inside[0][1], rows, pages, pfns, types, starts, inside)
-        if at < len(every):
-            yield every[at:]
+                yield _single([column[at:low] for column in columns])
+            at, inside = high, [column[low:high] for column in columns]
+            code, tid, a, b, c, _, e, _, _ = inside
+            if starts:
+                rows, pages, pfns, types = (column.tolist() for column in (a, b, c, e))
+                yield Block(int(code[0]), int(tid[0]), rows, pages, pfns, types, starts, inside)
+            else:
+                yield Faults(int(tid[0]), a.tolist(), b.tolist())
+        if at < len(part):
+            yield _single([column[at:] for column in columns])
+
+
+def _single(columns: list[Column]) -> list[tuple[int, ...]]:
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def _faults(part: pl.DataFrame) -> Iterator[tuple[int, int, list[int]]]:
+    """(first event, end, nothing) of runs of page faults."""
+    tid, is_fault = part["tid"].to_numpy(), (part["code"] == Code.FAULT).to_numpy()
+    same = is_fault[1:] & is_fault[:-1] & (tid[1:] == tid[:-1])
+    begin = np.flatnonzero(is_fault & ~np.append(False, same))
+    end = np.flatnonzero(is_fault & ~np.append(same, False)) + 1
+    many = end - begin > FEW
+    yield from ((low, high, []) for low, high in zip(begin[many].tolist(), end[many].tolist(), strict=True))
 
 
 def _blocks(part: pl.DataFrame) -> Iterator[tuple[int, int, list[int]]]:

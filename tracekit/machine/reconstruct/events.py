@@ -156,7 +156,10 @@ def page_faults(trace: Trace) -> Iterator[pl.DataFrame]:
     rows = sum(trace.rows(table) for table in schema.tables_of(trace, "page_fault_user"))
     held: list[pl.DataFrame] = []
     for first in range(0, rows, _SLICE_ROWS):
-        part = pl.concat([*held, frames[0].slice(first, _SLICE_ROWS).collect()]).sort("time_ns", "seq")
+        part = pl.concat([*held, frames[0].slice(first, _SLICE_ROWS).collect()])
+        time = part["time_ns"].to_numpy()
+        if not (time[1:] > time[:-1]).all():
+            part = part.sort("time_ns", "seq")
         # those of the last time wait for what else may be of it: ties are by seq, in the table by CPU first
         ready = int(part["time_ns"].search_sorted(part["time_ns"][-1]))
         yield part[:ready]

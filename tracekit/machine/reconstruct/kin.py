@@ -10,7 +10,7 @@ import polars as pl
 
 from tracekit.machine.reconstruct.events import MAP_ANONYMOUS, Code
 from tracekit.machine.reconstruct.folios import IMAGE
-from tracekit.machine.reconstruct.prune import Numbers, migrated, spans
+from tracekit.machine.reconstruct.prune import Numbers, every_page, migrated, spans
 from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import MAP_SHARED, MAP_TYPE
 
@@ -23,13 +23,11 @@ class Kin:
     def __init__(self, cycle: pl.DataFrame, marks: pl.DataFrame) -> None:
         tids, self._of_tid = _kin(cycle)
         self._tids = np.array(tids, dtype=np.int64)
-        mark_kin = pl.Series(self._kin(marks["tid"].to_numpy()))
         self._moved = migrated(marks).pages
-        keys = [
-            self._key(mark_kin[at[0]], migrated(marks[at.to_list()]).pages)
-            for at in marks.select(at=pl.int_range(pl.len())).group_by(mark_kin).agg("at")["at"]
-        ]
-        self._keys = Sieve(np.sort(np.concatenate(keys)) if keys else np.zeros(0, dtype=np.int64))
+        sets = marks.filter(pl.col("code") == Code.SET).select("tid", "b", "d").unique()
+        pages, of = every_page(sets)
+        at = np.searchsorted(self._moved, pages)
+        self._keys = Sieve(np.unique(self._key(self._kin(sets["tid"].to_numpy())[of], at)))
         calls = cycle.filter(pl.col("code") == Code.MMAP)
         of_file = calls.filter((pl.col("d") & MAP_ANONYMOUS == 0) | (pl.col("d") & MAP_TYPE).is_in(MAP_SHARED))
         image = spans(cycle.filter(pl.col("code") == Code.MAP), "a", "b")
@@ -47,12 +45,12 @@ class Kin:
     def migrates(self, tid: npt.NDArray[np.integer], at: Numbers) -> npt.NDArray[np.bool_]:
         """Whether each page, told by its place ``at`` among those that migrate, is one that the kin of ``tid`` move."""
         found = np.zeros(len(at), dtype=bool)
-        found[self._keys.places(self._kin(tid) * np.int64(len(self._moved)) + at)[0]] = True
+        found[self._keys.places(self._key(self._kin(tid), at))[0]] = True
         return found
 
-    def _key(self, kin: int, page: Numbers) -> Numbers:
-        """One number for both; ``page`` is among those that migrate."""
-        return kin * np.int64(len(self._moved)) + np.searchsorted(self._moved, page)
+    def _key(self, kin: Numbers, at: Numbers) -> Numbers:
+        """One number for both."""
+        return kin * np.int64(len(self._moved)) + at
 
     def may_share(self, page: Numbers) -> npt.NDArray[np.bool_]:
         """Whether a file, or what strangers share, was ever mapped at ``page``."""

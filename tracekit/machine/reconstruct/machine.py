@@ -1,7 +1,7 @@
 """The replay of the life cycle: one event after the other, each changing what is known of the address spaces."""
 
 from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -96,43 +96,54 @@ class Life:
         return found
 
     def fault(self, event: Event) -> None:
-        """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
-        tid, page, error = event[1], event[2] >> _PAGE, event[3]
+        """A page fault."""
+        self.take_faults(event[1], (event[2],), (event[3],))
+
+    def take_faults(self, tid: int, addresses: Sequence[int], errors: Sequence[int]) -> None:
+        """Page faults of ``tid`` one behind the other, the first of them at ``now``."""
         space = self.space_of.get(tid) or self.space(tid)
+        vma: Vma | None = None
+        for when, (address, error) in enumerate(zip(addresses, errors, strict=True), self.now):
+            page = address >> _PAGE
+            if not error & WRITE:
+                self._read(space, page)
+                continue
+            if vma is None or vma is space.rest or not vma.start <= page < vma.end:
+                vma = space.at(page)
+                if vma is None:
+                    continue
+            if page in self.pages:
+                self._written(space, vma, page, when)
+            elif vma.anon is None and not vma.shared:
+                spaces.prepare(space, vma)
+            if vma is space.rest and page < space.data:
+                self._data(space, page)
         if page >> AROUND in self.around:
             space.faulting[tid] = page
         elif space.faulting:
             space.faulting.pop(tid, None)
-        if not error & WRITE:
-            if page >> AROUND in self.around:
-                space.windows.add(page >> AROUND)
-            return
-        vma = space.at(page)
-        if vma is None:
-            return
-        if page in self.pages:
-            self._written(space, vma, page)
-        elif vma.anon is None and not vma.shared:
-            spaces.prepare(space, vma)
-        if vma is space.rest and page < space.data:
-            self._data(space, page)
 
-    def _written(self, space: Space, vma: Vma, page: int) -> None:
+    def _read(self, space: Space, page: int) -> None:
+        if page >> AROUND in self.around:
+            space.windows.add(page >> AROUND)
+
+    def _written(self, space: Space, vma: Vma, page: int, when: int) -> None:
+        """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
         if vma.shared:
             space.windows.add(~page)
             return
         own = space.own.get(page)
         if own is not None and own[-1][0] > space.forked and own[-1][1] is not None and not space.zaps:
             return  # its own already, and not shared since: a NUMA hint, or a protection lifted
-        folio = Folio(self._anon(space, vma), space, self.now)
+        folio = Folio(vma.anon or self._anon(space, vma), space, when)
         if own is None:
-            space.own[page] = [(self.now, folio)]
+            space.own[page] = [(when, folio)]
             if self.indexed:
                 self.index.setdefault(page, {})[space] = None
         elif space.heirs:
-            own.append((self.now, folio))
+            own.append((when, folio))
         else:  # no one was forked from it who may have what it had before
-            own[:] = [own[-1], (self.now, folio)]
+            own[:] = [own[-1], (when, folio)]
 
     def _write(self, space: Space, page: int, when: int) -> None:
         """The kernel wrote to private memory of ``space``."""

@@ -1,5 +1,6 @@
 """The rows of many plain walks, put into columns at once."""
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,22 +10,25 @@ from tracekit.machine.reconstruct.calm import Calm
 from tracekit.machine.reconstruct.rows import Made, folio_name
 from tracekit.machine.timeline import Kind
 
+_TRIED = (1 << 64) - 1  # in place of a source's PFN
+_AT_ONCE = 1 << 13  # walks: to put a few into columns takes as long as to put many
+
 
 class PlainRows:
-    """Collects walks of one kind, each of one folio at one address; ``close`` gives their rows to ``made``."""
+    """Collects walks of one folio at one address each; ``close`` gives their rows to ``made``, in that order."""
 
-    def __init__(self, made: Made, entry: Kind, visit: Kind) -> None:
-        self.made, self.entry, self.visit = made, entry, visit
+    def __init__(self, made: Made) -> None:
+        self.made = made
         self._vma, self._mm = made.columns["vma"], made.columns["mm"]
-        self._counts: list[int] = []  # rows of each walk
-        self._folios: list[tuple[int, int, int]] = []  # PFN of each one's folio, that of its source, page
-        self._pieces: list[tuple[int, int, int]] = []  # how many rows, at which row of the timeline, behind it or not
+        self._counts = array("q")  # rows of each walk
+        self._folios = array("Q")  # PFN of each one's folio, that of its source (or _TRIED), page
+        self._pieces = array("I")  # how many rows, at which row of the timeline, behind it or not
 
     def try_walk(self, head: int, page: int, tree: Calm, hits: tuple[int, ...], rows: Sequence[int]) -> None:
         """One that ended with the last entry; ``rows`` are those of the ``hits``."""
         n = hits[-1] + 2
         self._counts.append(n)
-        self._folios.append((head, 0, page))
+        self._folios.extend((head, _TRIED, page))
         self._vma.extend(tree.vmas[:n])
         self._mm.extend(tree.mms[:n])
         self._before(hits, rows)
@@ -35,31 +39,38 @@ class PlainRows:
         """One that went through the whole tree; ``heads``: of its folio and of its source."""
         n = len(tree.vmas)
         self._counts.append(n)
-        self._folios.append((*heads, page))
+        self._folios.extend((*heads, page))
         self._vma.extend(tree.vmas)
         self._mm.extend(tree.mms)
         self._before(hits, rows)
         if n > hits[-1] + 2:
-            self._pieces.append((n - hits[-1] - 2, rows[-1], 1))
+            self._pieces.extend((n - hits[-1] - 2, rows[-1], 1))
 
     def _before(self, hits: tuple[int, ...], rows: Sequence[int]) -> None:
-        self._pieces.append((hits[0] + 2, rows[0], 0))
+        self._pieces.extend((hits[0] + 2, rows[0], 0))
         for i in range(1, len(hits)):
-            self._pieces.append((hits[i] - hits[i - 1], rows[i], 0))
+            self._pieces.extend((hits[i] - hits[i - 1], rows[i], 0))
+
+    def settle(self) -> None:
+        """Close if there are many."""
+        if len(self._counts) >= _AT_ONCE:
+            self.close()
 
     def close(self) -> None:
-        """No more of them."""
+        """Give the rows."""
         if not self._counts:
             return
-        counts = np.array(self._counts)
+        counts = np.frombuffer(self._counts, np.int64)
         entries = np.cumsum(counts) - counts
-        pieces, rows, after = np.array(self._pieces, dtype=np.uint32).T
-        head, source, page = np.array(self._folios, dtype=np.uint64).T
+        pieces, rows, after = np.frombuffer(self._pieces, np.uint32).reshape(-1, 3).T
+        head, source, page = np.frombuffer(self._folios, np.uint64).reshape(-1, 3).T
+        tried = source == _TRIED
         total = int(counts.sum())
-        kind, addr, src = np.full(total, self.visit), np.repeat(page << 12, counts), np.zeros(total, np.uint64)
-        kind[entries], addr[entries] = self.entry, 0
-        if self.entry == Kind.REMOVE:
-            src[entries] = folio_name(source)
+        kind = np.repeat(np.where(tried, np.uint8(Kind.TRY_VISIT), np.uint8(Kind.REMOVE_VISIT)), counts)
+        kind[entries] = np.where(tried, Kind.TRY, Kind.REMOVE)
+        addr, src = np.repeat(page << 12, counts), np.zeros(total, np.uint64)
+        addr[entries] = 0
+        src[entries] = np.where(tried, 0, folio_name(source))
         self._give("row", np.repeat(rows, pieces))
         self._give("after", np.repeat(after, pieces))
         self._give("kind", kind)
@@ -67,6 +78,7 @@ class PlainRows:
         self._give("folio", np.repeat(folio_name(head), counts))
         self._give("src", src)
         self._give("addr", addr)
+        self._counts, self._folios, self._pieces = array("q"), array("Q"), array("I")
 
     def _give(self, name: str, values: npt.NDArray[np.generic]) -> None:
         column = self.made.columns[name]

@@ -35,13 +35,18 @@ class Migrated(NamedTuple):
 def migrated(marks: pl.DataFrame) -> Migrated:
     """Of all marks of a trace."""
     sets = marks.filter(pl.col("code") == Code.SET).group_by("b", pl.col("d").fill_null(0)).agg(pl.col("time_ns").max())
-    reach = (1 << sets["d"].clip(0, 30).to_numpy()) - 1
+    pages, of = every_page(sets)
+    last = pl.DataFrame({"page": pages, "until": sets["time_ns"].to_numpy()[of]}).group_by("page").agg(pl.all().max())
+    return Migrated(*(last.sort("page")[name].to_numpy() for name in ("page", "until")))
+
+
+def every_page(sets: pl.DataFrame) -> tuple[Numbers, Numbers]:
+    """Every page of the folios that entries at pages ``b``, of order ``d``, may be of; and of which entry it is."""
+    reach = (1 << sets["d"].fill_null(0).clip(0, 30).to_numpy()) - 1
     counts = 2 * reach + 1
-    first = np.repeat(sets["b"].to_numpy() - reach, counts)
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    every = pl.DataFrame({"page": first + within, "until": np.repeat(sets["time_ns"].to_numpy(), counts)})
-    last = every.group_by("page").agg(pl.col("until").max()).sort("page")
-    return Migrated(last["page"].to_numpy(), last["until"].to_numpy())
+    of = np.repeat(np.arange(len(sets)), counts)
+    within = np.arange(len(of)) - (np.cumsum(counts) - counts)[of]
+    return (sets["b"].to_numpy() - reach)[of] + within, of
 
 
 class Areas(NamedTuple):

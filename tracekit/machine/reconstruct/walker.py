@@ -19,7 +19,6 @@ from tracekit.machine.reconstruct.plain_rows import PlainRows
 from tracekit.machine.reconstruct.resolve import resolve_remove, resolve_try
 from tracekit.machine.reconstruct.rows import Made
 from tracekit.machine.reconstruct.walk import Walk
-from tracekit.machine.timeline import Kind
 
 
 class Open:
@@ -92,9 +91,16 @@ class Walker:
 
     def __init__(self, life: Life, identify: Identify) -> None:
         self.life, self.identify = life, identify
-        self.made = Made()
+        self._made = Made()
+        self._plain = PlainRows(self._made)
         self.why: Counter[str] = Counter()
         self.open: dict[int, Open] = {}
+
+    @property
+    def made(self) -> Made:
+        """See above. Rows at the same place are in the order in which they were made: those put by come before."""
+        self._plain.close()
+        return self._made
 
     def _of(self, tid: int) -> Open:
         return (self.open.get(tid) or self.open.setdefault(tid, Open())).apart()
@@ -107,7 +113,7 @@ class Walker:
             taken = (self._sets if block.code == Code.SET else self._restores)(task, block)
         self.life.now += taken
         one_by_one = self.set if block.code == Code.SET else self.restore
-        for event in block.events[taken:]:
+        for event in block.events(taken):
             self.life.now += 1
             one_by_one(event)
 
@@ -120,11 +126,10 @@ class Walker:
         batch = Batch(block, walks, life.now + 1, task.reason)
         if not walks or not batch.is_new(task.at_pfn, task.batches):
             return 0
-        rows = PlainRows(self.made, Kind.TRY, Kind.TRY_VISIT)
         for one in walks:
             first, hits = one.first, one.hits
-            rows.try_walk(block.pfns[first], block.pages[first], one.tree, hits, block.rows[first : one.end])
-        rows.close()
+            self._plain.try_walk(block.pfns[first], block.pages[first], one.tree, hits, block.rows[first : one.end])
+        self._plain.settle()
         task.batches.append(batch)
         return walks[-1].end
 
@@ -132,18 +137,17 @@ class Walker:
         batch = next((one for one in task.batches if one.done < len(one.walks)), None)
         if batch is None:
             return 0
-        rows, begun = PlainRows(self.made, Kind.REMOVE, Kind.REMOVE_VISIT), batch.done
-        taken = 0
+        begun, taken = batch.done, 0
         for first, end in zip(block.starts, block.starts[1:], strict=False):
             one = batch.ends(block, first, end, self.life)
             page, pfn = block.pages[first], block.pfns[first]
             if one is None or page in task.at_page or task.took(pfn):
                 break
             source = batch.block.pfns[one.first]
-            rows.remove_walk((pfn, source), page, one.tree, one.hits, block.rows[first:end])
+            self._plain.remove_walk((pfn, source), page, one.tree, one.hits, block.rows[first:end])
             batch.done += 1
             taken = end
-        rows.close()
+        self._plain.settle()
         ended = batch.walks[begun : batch.done]
         pfns = [block.pfns[first] for first in block.starts[: len(ended)]]
         self.identify.moved.put_all(pfns, [one.folio for one in ended], [one.pgoff for one in ended])
