@@ -34,7 +34,7 @@ SECONDS_EACH = 20
 KEPT_UNITS = 64
 LIMIT_BYTES, ANEW_PAGES = 3 << 30, (1 << 30) // 4096
 SEEDS = {
-    "perf_data": [*ROOT.glob("fixtures/*/perf.data"), *SHARED.glob("*/rec.perf-*/perf.*")],
+    "perf_data": [*ROOT.glob("fixtures/*/*perf.data"), *SHARED.glob("*/rec.perf-*/perf.*")],
     "trace_dat": sorted(SHARED.glob("*/*/trace.dat"), key=lambda path: path.stat().st_size)[:12],
     "ftrace_text": [*SHARED.glob("*/rec.txt-*/trace*.txt")],
     "perf_script": [*SHARED.glob("*/*/oracle.script.txt")],
