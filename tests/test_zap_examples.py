@@ -13,6 +13,9 @@ import traces
 from unmapping import ALWAYS, TABLE, Kernel
 
 import tracekit
+from tracekit.machine.removals import find_removals
+from tracekit.machine.timeline import COLUMNS as COLUMNS_OF_TIMELINE
+from tracekit.machine.timeline import Kind
 from tracekit.policies import _gather, batched_zap
 
 RULES = ("none", "v1", "upstream")
@@ -216,3 +219,19 @@ def test_each_kernel_predicts_the_other(seed, tmp_path):
         expected = [kernels[other].counts[name] for name in ("rmap", "atomics", "D")]
         empty = {"policy": 0}
         assert [policy["operations"].get(name, empty)["policy"] for name in COLUMNS[:3]] == expected, other
+
+
+@pytest.mark.parametrize(("page_size", "pages"), [(4096, 512), (16384, 2048), (65536, 8192)])
+def test_a_pmd_maps_as_many_pages_as_its_table_has_entries(page_size, pages):
+    row = {
+        "task": 7,
+        "time_ns": 1,
+        "cpu": 0,
+        "seq": 1,
+        "kind": Kind.RMAP_REMOVE_PMD,
+        "source": 1,
+        "folio": 64,
+        "page": 64,
+    }
+    rows = pl.DataFrame([row], schema=COLUMNS_OF_TIMELINE)
+    assert find_removals(rows, page_size).table["nr_pages"].to_list() == [pages]

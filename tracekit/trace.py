@@ -37,6 +37,12 @@ class Trace:
             name.removeprefix("events/").replace("/", ":", 1) for name in tables if name.startswith("events/")
         )
 
+    @property
+    def page_size(self) -> int:
+        """Bytes; that of x86-64 where the trace does not say it: text never does."""
+        said: int | None = self.manifest["machine"]["page_size"]
+        return said or 4096
+
     def rows(self, event: str) -> int:
         """How many ``system:event`` records the trace holds; 0 where it has no such table."""
         table: dict[str, int] = self.manifest["tables"].get(f"events/{event.replace(':', '/', 1)}", {})

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import polars as pl
 
 from tracekit import schema
-from tracekit.machine.removals import PMD_PAGES, STRUCT_PAGE
+from tracekit.machine.removals import STRUCT_PAGE, pmd_pages
 from tracekit.trace import Trace
 
 _NEW, _ADD, _REMOVE, _SPLIT = range(4)
@@ -42,7 +42,7 @@ def find_mappings(trace: Trace) -> Mappings:
         for table in schema.tables_fit(trace, event):
             own = {e.meta.output_name(): e for e in schema.columns_of(trace, table, event)}
             index = (own["page"] - own["folio"]).cast(pl.Int64) // STRUCT_PAGE if "page" in own else pl.lit(0)
-            pages = own["number"] if "number" in own else pl.lit(PMD_PAGES if "page" in own else None)
+            pages = own["number"] if "number" in own else pl.lit(pmd_pages(trace.page_size) if "page" in own else None)
             frame = trace.events(table).select(
                 own["folio"].cast(pl.UInt64).alias("folio"),
                 "time_ns",

@@ -17,7 +17,6 @@ Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 STRUCT_PAGE = 64  # bytes, on 64-bit kernels (include/linux/mm_types.h, aligned for its flags)
-PMD_PAGES = 512  # of 4 KiB: the page table that a PMD replaces (x86-64)
 
 # System calls in which what is taken out is zapped; of madvise() it depends on the advice
 _ZAPS = (
@@ -49,8 +48,13 @@ class Removals(NamedTuple):
     context: Ints
 
 
-def find_removals(rows: pl.DataFrame) -> Removals:
-    """What the timeline ``rows`` shows to be taken out of the rmap."""
+def pmd_pages(page_size: int) -> int:
+    """Pages that a PMD maps: as many 8-byte entries as fill the page table that it replaces."""
+    return page_size // 8
+
+
+def find_removals(rows: pl.DataFrame, page_size: int) -> Removals:
+    """What the timeline ``rows`` shows to be taken out of the rmap; ``page_size`` in bytes."""
     kind, folio = rows["kind"].to_numpy(), rows["folio"].fill_null(0).to_numpy()
     run = unbroken(rows)
     at = np.flatnonzero(np.isin(kind, (*REMOVALS, Kind.DEFERRED_SPLIT)))
@@ -72,7 +76,7 @@ def find_removals(rows: pl.DataFrame) -> Removals:
     phase[is_split] = "other"
     phase[same] = phase[before[same]]
     page = rows["page"].fill_null(0).to_numpy()[at]
-    pages = np.where(kind[at] == Kind.RMAP_REMOVE_PMD, PMD_PAGES, np.where(is_split, 0, number))
+    pages = np.where(kind[at] == Kind.RMAP_REMOVE_PMD, pmd_pages(page_size), np.where(is_split, 0, number))
     index = (page - folio[at]).astype(np.int64) // STRUCT_PAGE
     known = (folio[at] > 0) & (page >= folio[at]) & ~is_split
     table = pl.DataFrame(

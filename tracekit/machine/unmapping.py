@@ -40,8 +40,8 @@ def find_unmapping(trace: Trace, known: Replayed) -> pl.DataFrame:
         columns of the operations table, and row, walk, is_visit, certainty.
     """
     rows = known.rows
-    page_size = trace.manifest["machine"]["page_size"] or 4096
-    removals = find_removals(rows)
+    page_size = trace.page_size
+    removals = find_removals(rows, page_size)
     visits = unmaps.find_unmaps(rows, removals)
     if removals.table.is_empty() and visits.is_empty():
         return _flushes(trace, known)

@@ -6,7 +6,6 @@ from tracekit.machine.selfcheck.edges import canonical, edges
 from tracekit.trace import Trace
 
 CLONE_VM = 0x100
-_PAGE = 4096
 
 
 def counters(trace: Trace) -> pl.DataFrame:
@@ -21,7 +20,7 @@ def counters(trace: Trace) -> pl.DataFrame:
     last = pl.col("pages", "time_ns").shift(1).over("mm_id", "member")
     rss = (
         canonical(trace, "rss_stat", "a", "b", "c", "d")
-        .select("time_ns", "task", mm_id="a", curr="b", member="c", pages=pl.col("d") // _PAGE)
+        .select("time_ns", "task", mm_id="a", curr="b", member="c", pages=pl.col("d") // trace.page_size)
         .with_columns(last.name.map({"pages": "before", "time_ns": "since"}.__getitem__))
     )
     known = edges(trace)
