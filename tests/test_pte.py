@@ -81,7 +81,10 @@ def test_arm64_entries_that_both_layouts_fit_are_not_decoded():
     assert [layout.fits(words(one)) for layout in (pte._arm64(12, upper=False), pte._arm64(12, upper=True))] == [
         True
     ] * 2
-    assert pte.layout_of(words(one), "aarch64") is None
+    assert pte.layout_of(words(one), "aarch64", 4096) is None
+    for release, upper in (("6.11.9", False), ("6.12.0-rc1", True), ("7.2.13+deb14-cloud-arm64", True)):
+        assert pte.layout_of(words(one), "aarch64", 4096, release) == pte._arm64(12, upper=upper)
+    assert pte.layout_of(words(), "aarch64", 4096, "7.2") is None, "nothing to decode"
     assert pte.layout_of(words(), "aarch64") is None, "nothing tells"
 
 

@@ -60,7 +60,7 @@ def find_episodes(walks: pl.DataFrame, pairs: pl.DataFrame, calls: pl.DataFrame,
     )
 
 
-def entries_stayed(entries: pl.DataFrame, arch: str, page_size: int | None) -> pl.DataFrame:
+def entries_stayed(entries: pl.DataFrame, machine: pte.Machine) -> pl.DataFrame:
     """(remove_walk, stayed): whether the first entry that the walk restored points at the page it pointed at before.
 
     Empty for an architecture whose entries are not decoded.
@@ -71,8 +71,8 @@ def entries_stayed(entries: pl.DataFrame, arch: str, page_size: int | None) -> p
         .unique("walk", keep="first", maintain_order=True)
         .join(entries.select(partner="row", set_pte="pte"), on="partner")
     )
-    before = pte.migration_entry_pfn(first["set_pte"].to_numpy(), arch, page_size)
-    after = pte.present_pfn(first["pte"].to_numpy(), arch, page_size)
+    before = pte.migration_entry_pfn(first["set_pte"].to_numpy(), *machine)
+    after = pte.present_pfn(first["pte"].to_numpy(), *machine[:2])
     if before is None or after is None:
         return pl.DataFrame(schema={"remove_walk": pl.Int64, "stayed": pl.Boolean})
     return first.select(remove_walk="walk").with_columns(stayed=pl.Series(before == after, dtype=pl.Boolean))

@@ -4,10 +4,13 @@ The architecture comes from the trace's header; what it leaves open (which of tw
 levels, which swap types the configuration gives to migration entries) is told by the values themselves or not at all.
 """
 
+import re
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from tracekit.trace import Trace
 
 Words = npt.NDArray[np.uint64]
 
@@ -16,6 +19,23 @@ Words = npt.NDArray[np.uint64]
 _READ_TYPES = (23, 24, 25, 27, 28)
 _OFFSET_BITS = 50
 _TYPE_BITS = 5
+
+
+_UPPER_SINCE = (6, 12)  # arm64: the kernel from which on the type stands from bit 6 on
+
+
+class Machine(NamedTuple):
+    """What of a machine decides how its entries look, as its manifest has it."""
+
+    arch: str
+    page_size: int | None
+    release: str | None
+
+    @classmethod
+    def of(cls, trace: Trace) -> "Machine":
+        """Of the machine that was traced."""
+        machine = trace.manifest["machine"]
+        return cls(machine["arch"] or "", machine["page_size"], machine["release"])
 
 
 class Layout(NamedTuple):
@@ -92,13 +112,16 @@ def _arm64(page_shift: int, *, upper: bool) -> Layout:
     return Layout(3, 8, False, 0b11 | 0b111111 << 58, frame_bits, page_shift, young_bits)
 
 
-def layout_of(entries: Words, arch: str | None, page_size: int | None = None) -> Layout | None:
+def layout_of(
+    entries: Words, arch: str | None, page_size: int | None = None, release: str | None = None
+) -> Layout | None:
     """The layout of the migration entries of one trace; None where none fits, or more than one.
 
     Args:
         entries: all that it has, or many.
         arch: as ``uname -m`` prints it.
         page_size: bytes; None: not known, and only x86-64, which has one, is understood.
+        release: of the kernel, which tells where the entries fit both layouts of arm64, as those of one type may.
     """
     if arch == "x86_64":
         layouts = [_X86]
@@ -107,12 +130,17 @@ def layout_of(entries: Words, arch: str | None, page_size: int | None = None) ->
     else:
         return None
     fit = [layout for layout in layouts if layout.fits(entries)]
+    version = re.match(r"(\d+)\.(\d+)", release or "")
+    if len(fit) == 2 and version and len(entries):
+        return fit[tuple(map(int, version.groups())) >= _UPPER_SINCE]
     return fit[0] if len(fit) == 1 else None
 
 
-def migration_entry_pfn(entries: Words, arch: str, page_size: int | None = None) -> Words | None:
+def migration_entry_pfn(
+    entries: Words, arch: str, page_size: int | None = None, release: str | None = None
+) -> Words | None:
     """uint64[n]: source PFN of each migration entry; None where their layout is not told."""
-    layout = layout_of(entries, arch, page_size)
+    layout = layout_of(entries, arch, page_size, release)
     return None if layout is None else layout.source_frames(entries)
 
 

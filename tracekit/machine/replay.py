@@ -15,6 +15,7 @@ from tracekit.machine.entries import find_entries, fork_windows, pair_walks
 from tracekit.machine.episodes import entries_stayed, episode_of_walk, find_episodes
 from tracekit.machine.evidence import Has, batched, find_evidence
 from tracekit.machine.losses import lost_windows, touched
+from tracekit.machine.pte import Machine
 from tracekit.machine.reconstruct import reconstruct
 from tracekit.machine.timeline import KIND_OF_EVENT, KIND_OF_UNMAP_EVENT, Kind, timeline
 from tracekit.machine.unmapping import Replayed, find_unmapping
@@ -75,7 +76,7 @@ def replay(trace: Trace, *, fidelity: str | None = None, kernel_has: Mapping[str
     windows = lost_windows(trace, rows)
     call_table, walk_table = _with_losses(rows, walks, calls, windows)
     machine = trace.manifest["machine"]
-    stayed = entries_stayed(entries, machine["arch"] or "", machine["page_size"])
+    stayed = entries_stayed(entries, Machine.of(trace))
     episodes = find_episodes(walk_table, pair_walks(rows, walks, entries), call_table, stayed)
     if not schema.recorded(trace, "mm_migrate_pages_start"):
         episodes = episodes.with_columns(in_migrate_pages=pl.lit(None, pl.Boolean))

@@ -63,8 +63,7 @@ def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
 
 def _walks(trace: Trace, rows: pl.DataFrame) -> tuple[Made, dict[str, int], dict[str, int]]:
     """The rows of the walks; why which are not certain, and anomalies."""
-    machine = trace.manifest["machine"]
-    marks = entries(rows, machine["arch"] or "", machine["page_size"])
+    marks = entries(rows, pte.Machine.of(trace))
     sets = len(rows.filter(pl.col("kind") == Kind.SET))
     if marks.is_empty() and sets:
         return Made(), {"values of the migration entries not understood": sets}, {}

@@ -172,20 +172,20 @@ def has_page_faults(trace: Trace) -> bool:
     return any(trace.rows(table) for table in schema.tables_of(trace, "page_fault_user"))
 
 
-def entries(rows: pl.DataFrame, arch: str, page_size: int | None) -> pl.DataFrame:
+def entries(rows: pl.DataFrame, machine: pte.Machine) -> pl.DataFrame:
     """The rows of the timeline that walks are made from: columns as ``SCHEMA``.
 
     a: row, b: page of the address, c: PFN, d: order (null: none printed), e: type of the migration entry for a set,
     with DIRTY, f: PMD for a whole one. Of an EDGE e says whether migrate_pages() starts, f what its reason tells.
     Empty where the values of the entries are not understood, and for pages of another size than ``_PAGE_BYTES``.
     """
-    if page_size not in (None, _PAGE_BYTES):
+    if machine.page_size not in (None, _PAGE_BYTES):
         return pl.DataFrame(schema=SCHEMA)
     kinds = {Kind.SET: Code.SET, Kind.RESTORE: Code.RESTORE, Kind.MIGRATE_START: Code.EDGE, Kind.MIGRATE_END: Code.EDGE}
     picked = rows.with_row_index("a").filter(pl.col("kind").is_in(list(kinds)))
     word = picked["pte"].fill_null(0).to_numpy()
     is_set = (picked["kind"] == Kind.SET).to_numpy()
-    layout, after = pte.layout_of(word[is_set], arch, page_size), pte.present_pfn(word, arch, page_size)
+    layout, after = pte.layout_of(word[is_set], *machine), pte.present_pfn(word, *machine[:2])
     if layout is None or after is None:
         return pl.DataFrame(schema=SCHEMA)
     pfn, entry = after.copy(), np.zeros(len(word), dtype=np.int64)

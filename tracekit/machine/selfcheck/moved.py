@@ -70,8 +70,7 @@ def _calls(trace: Trace, replay: Replay) -> pl.DataFrame | None:
         in_page_tables=named.fill_null(value=False) | (reason.is_null() & pl.col("parent").is_not_null())
     )
     counted = canonical(trace, "mm_migrate_pages", "succeeded", "failed").drop("time_ns", "task")
-    machine = trace.manifest["machine"]
-    folios = _folios(replay, calls, machine["arch"] or "", machine["page_size"])
+    folios = _folios(replay, calls, pte.Machine.of(trace))
     if folios is None:
         return None
     found = folios.group_by("call").agg(pl.col("moved", "left", "unknown").sum())
@@ -83,12 +82,12 @@ def _calls(trace: Trace, replay: Replay) -> pl.DataFrame | None:
     )
 
 
-def _folios(replay: Replay, calls: pl.DataFrame, arch: str, page_size: int | None) -> pl.DataFrame | None:
+def _folios(replay: Replay, calls: pl.DataFrame, machine: pte.Machine) -> pl.DataFrame | None:
     """Per call and source folio: pages moved, pages left where they were at its last try, pages of which neither shows.
 
     All entries of the last were unmapped before they could be restored. A folio that is split counts page by page from
     then on; those of its pages that nothing maps are freed by the split, and counted as moved.
-    None: the page table entries of ``arch`` are not decoded.
+    None: the page table entries of the machine are not decoded.
     """
     rows = replay.rows
     entries = find_entries(rows, replay.walks)
@@ -98,8 +97,8 @@ def _folios(replay: Replay, calls: pl.DataFrame, arch: str, page_size: int | Non
         partner="row", end="row", new_pte="pte", new_order="order"
     )
     both = sets.join(ends, on="partner", how="left")
-    src = pte.migration_entry_pfn(both["pte"].to_numpy(), arch, page_size)
-    dst = pte.present_pfn(both["new_pte"].fill_null(0).to_numpy(), arch, page_size)
+    src = pte.migration_entry_pfn(both["pte"].to_numpy(), *machine)
+    dst = pte.present_pfn(both["new_pte"].fill_null(0).to_numpy(), *machine[:2])
     if src is None or dst is None:
         return None
     stays = pl.when(pl.col("end").is_not_null()).then(pl.Series(np.asarray(src == dst)))
