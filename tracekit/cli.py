@@ -103,7 +103,7 @@ def ingest(
     from tracekit.ingest import ingest as ingest_file
     from tracekit.trace import open_trace
 
-    _process.keep_memory()
+    _process.for_ingest()
     target = ingest_file(
         file,
         output,
