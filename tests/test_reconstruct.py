@@ -496,8 +496,8 @@ def test_what_is_left_out_before_the_replay_changes_nothing(capture, ingested, m
     rows = timeline(trace, probes=False)
     made = reconstruct(trace, rows)
     monkeypatch.setattr(prune_faults, "faults", lambda faults, *_: pl.concat([pl.DataFrame(), *faults], how="diagonal"))
-    nobody = pl.DataFrame(schema={"tid": pl.Int32, "from_ns": pl.Int64, "until_ns": pl.Int64})
-    monkeypatch.setattr(prune, "tasks", lambda cycle, _: prune.Tasks(cycle, nobody))
+    gone = prune.gone
+    monkeypatch.setattr(prune, "gone", lambda cycle, marks: gone(cycle, marks).clear())
     monkeypatch.setattr(prune, "mappings", lambda cycle, _: cycle)
     whole = reconstruct(trace, rows)
     assert whole.why == made.why
@@ -676,7 +676,7 @@ def test_a_snapshot_of_another_time_is_not_used(clock, end_ns, anomaly):
         manifest={"snapshot": {"clock": "monotonic", "begin_ns": 40, "end_ns": end_ns}, "clock": {"name": clock}},
         table=lambda name: taken[name == "snapshot/vmas"].lazy(),
     )
-    found = start.start(trace, empty(), 100)
+    found = start.start(trace, empty(), empty(), 100)
     assert found.anomalies == anomaly
     assert found.rows.is_empty() == bool(anomaly)
 

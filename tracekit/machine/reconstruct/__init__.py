@@ -21,6 +21,7 @@ from tracekit.machine.reconstruct.events import (
     DIRTY,
     Code,
     Shown,
+    births,
     entries,
     has_page_faults,
     life_cycle,
@@ -69,32 +70,49 @@ def _walks(trace: Trace, rows: pl.DataFrame) -> tuple[Made, dict[str, int], dict
         return Made(), {"values of the migration entries not understood": sets}, {}
     # a call that never happened leaves no table, so one of them speaks for all
     complete = any(schema.recorded(trace, event) for event in ("mmap", "munmap", "mremap", "mprotect", "madvise"))
-    cycle = pl.concat([life_cycle(trace), renamed.execs(trace)])
-    begin = start.start(trace, cycle, rows["time_ns"][-1] if len(rows) else None)
-    cycle = pl.concat([begin.rows, cycle]).sort("time_ns", "seq", maintain_order=True)
+    lives, renames = births(trace, (*prune.LIVES, *start.BEGINS)), renamed.execs(trace)
+    gone = prune.gone(lives, marks)
+    cycle = life_cycle(trace, lambda some: prune.without(some, gone))
+    ends = rows["time_ns"][-1] if len(rows) else None
+    begin = start.start(trace, cycle, pl.concat([lives, renames], how="diagonal"), ends)
+    del lives
+    every = [begin.rows, cycle, prune.without(renames, gone)]
+    cycle = pl.concat(every).sort("time_ns", "seq", maintain_order=True)
     how = Shown.of(cycle, faults=has_page_faults(trace), complete=complete)
     kin = kin_of(cycle, marks)
-    walker = take(pruned(cycle, page_faults(trace), marks, kin), marks, how, narrow=kin is not None)
+    walker = take(pruned(cycle, page_faults(trace), marks, kin, gone), marks, how, narrow=kin is not None)
     if kin is not None and walker.identify.asked:
-        walker = take(pruned(cycle, page_faults(trace), marks), marks, how)
+        walker = take(pruned(cycle, page_faults(trace), marks, None, gone), marks, how)
     walker.forget()
     return walker.made, dict(walker.why), begin.anomalies
 
 
 def pruned(
-    cycle: pl.DataFrame, faults: Iterable[pl.DataFrame], marks: pl.DataFrame, kin: Kin | None = None
+    cycle: pl.DataFrame,
+    faults: Iterable[pl.DataFrame],
+    marks: pl.DataFrame,
+    kin: Kin | None = None,
+    gone: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """The life cycle with the faults, slices of which come one after the other, without what no migrated page needs.
 
-    ``kin``: so that memory of others is left out, too. That holds as long as no walk's folio has to be told by what
-    anyone wrote at its address (``Identify.asked``).
+    Args:
+        cycle: columns as ``events.SCHEMA``.
+        faults: see ``events.page_faults``.
+        marks: the entries, columns as ``events.SCHEMA``.
+        kin: so that memory of others is left out, too. That holds as long as no walk's folio has to be told by what
+            anyone wrote at its address (``Identify.asked``).
+        gone: whom ``cycle`` is already without.
     """
+    if gone is None:
+        cycle = cycle.sort("time_ns", "seq", maintain_order=True)
+        gone = prune.gone(cycle, marks)
+        cycle = prune.without(cycle, gone)
     cycle = heap.with_ends_before(with_flags(cycle))
     moved = prune.migrated(marks)
     near = prune.areas(cycle, moved.pages)
-    left = prune.tasks(cycle, marks)
-    writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin, left.gone))
-    return pl.concat([prune.mappings(left.cycle, near), writes], how="diagonal").sort("time_ns", "seq")
+    writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin, gone))
+    return pl.concat([prune.mappings(cycle, near), writes], how="diagonal").sort("time_ns", "seq")
 
 
 def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, narrow: bool = False) -> Walker:

@@ -1,6 +1,6 @@
 """The life cycle of every task in one frame, in order of time, with what of the timeline the walks are made from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -116,29 +116,38 @@ class Shown(NamedTuple):
         return cls(faults, Code.EXIT_MMAP in codes, side_band, complete, files, Code.BRK in codes)
 
 
-def life_cycle(trace: Trace) -> pl.DataFrame:
-    """All but page faults: columns as ``SCHEMA``, in order of time; arguments a … f are those of schemas/events/."""
+def births(trace: Trace, codes: Collection[Code]) -> pl.DataFrame:
+    """The rows of ``life_cycle`` of ``codes``, of its columns only what tasks begin and end by."""
+    return _life_cycle(trace, codes, ("time_ns", "seq", "code", "tid", "a", "b"), lambda rows: rows)
+
+
+def life_cycle(trace: Trace, some: Callable[[pl.DataFrame], pl.DataFrame]) -> pl.DataFrame:
+    """All but page faults: columns as ``SCHEMA``, in order of time; arguments a … f are those of schemas/events/.
+
+    ``some`` picks rows of a table, which come in order of time: never all of all tables are in memory.
+    """
+    return _life_cycle(trace, tuple(Code), tuple(SCHEMA), some)
+
+
+def _life_cycle(
+    trace: Trace, codes: Collection[Code], names: Collection[str], some: Callable[[pl.DataFrame], pl.DataFrame]
+) -> pl.DataFrame:
     frames = [
         _frame(trace, table, event, code)
         for event, code in _CODES.items()
         for table in schema.tables_of(trace, event)
-        if code != Code.FAULT
+        if code != Code.FAULT and code in codes
     ]
     frames += [
         trace.events(table).select(*_common(trace, table, Code.CLONE_ENDS), pl.col("ret").cast(pl.Int64).alias("ret"))
         for table in _CLONES
-        if table in trace.event_names
+        if table in trace.event_names and Code.CLONE_ENDS in codes
     ]
-    frames += _side_band(trace)
-    if not frames:
-        return pl.DataFrame(schema=SCHEMA)
-    every = pl.concat([frame.collect() for frame in frames], how="diagonal")
-    missing = [pl.lit(None, dtype).alias(name) for name, dtype in SCHEMA.items() if name not in every.columns]
-    return (
-        every.with_columns(missing)
-        .select(pl.col(name).cast(dtype) for name, dtype in SCHEMA.items())
-        .sort("time_ns", "seq")
-    )
+    every = [pl.DataFrame(schema={name: SCHEMA[name] for name in names})]
+    for frame in (*frames, *_side_band(trace)):
+        own = [pl.col(name).cast(SCHEMA[name]) for name in names if name in frame.collect_schema().names()]
+        every.append(some(frame.filter(pl.col("code").is_in(codes)).select(own).collect().sort("time_ns")))
+    return pl.concat(every, how="diagonal").sort("time_ns", "seq")
 
 
 def page_faults(trace: Trace) -> Iterator[pl.DataFrame]:

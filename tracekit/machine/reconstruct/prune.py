@@ -18,6 +18,8 @@ Numbers = npt.NDArray[np.int64]
 
 _MAPS = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
 _CLONES = (Code.CLONE, Code.CLONE3)
+LIVES = (Code.NEWTASK, *_CLONES, Code.EXIT, Code.EXIT_MMAP, Code.LOST)
+"""What ``gone`` goes by."""
 
 
 class Migrated(NamedTuple):
@@ -105,64 +107,71 @@ def mappings(cycle: pl.DataFrame, near: Areas) -> pl.DataFrame:
     return cycle.filter(~(other & pl.col("code").is_in([code for code in _MAPS if code != Code.MREMAP])))
 
 
-class Tasks(NamedTuple):
-    """Attributes.
+def gone(births: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
+    """Processes that came and went while nothing migrated and had no child: what they did then matters to no one.
 
-    cycle: without the processes that are gone.
-    gone: tid, from_ns and until_ns of each, in order of time: what it did then matters to no one.
+    Threads are none of them: what they map and write is their process's, and so is what a child of vfork() does before
+    exec.
+
+    Args:
+        births: rows of ``cycle`` of at least the codes ``LIVES``, in order of time.
+        marks: the entries.
+
+    Returns:
+        tid, from_ns and until_ns, birth and call: ``seq`` of the NEWTASK and of the system call; in order of time.
     """
-
-    cycle: pl.DataFrame
-    gone: pl.DataFrame
-
-
-def tasks(cycle: pl.DataFrame, marks: pl.DataFrame) -> Tasks:
-    """``cycle``, in order of time, without processes that came and went while nothing migrated and had no child.
-
-    A NEWTASK of such a process becomes FORKED: its parent's pages are shared until they are written again. Threads
-    stay: what they map and write is their process's, and so is what a child of vfork() does before exec.
-    """
-    cycle = cycle.with_row_index("at")
+    cycle = births.with_row_index("at")
     is_process = pl.col("b") & CLONE_VM == 0
-    births = cycle.filter((pl.col("code") == Code.NEWTASK) & is_process).select(
-        "at", "tid", "time_ns", birth="at", child=pl.col("a").cast(pl.Int32)
+    born = cycle.filter((pl.col("code") == Code.NEWTASK) & is_process).select(
+        "at", "tid", from_ns="time_ns", birth="seq", child=pl.col("a").cast(pl.Int32)
     )
 
     def next_of(codes: tuple[Code, ...], name: str) -> pl.Series:
         found = cycle.filter(pl.col("code").is_in(codes)).select("at", "tid", pl.col("at").alias(name))
-        return births.select("at", "child").join_asof(
+        return born.select("at", "child").join_asof(
             found, on="at", by_left="child", by_right="tid", strategy="forward", check_sortedness=False
         )[name]
 
     last = (Code.EXIT_MMAP,) if (cycle["code"] == Code.EXIT_MMAP).any() else (Code.EXIT,)
-    calls = cycle.filter(pl.col("code").is_in(_CLONES)).select("at", "tid", call="at", call_ns="time_ns")
-    births = births.join_asof(calls, on="at", by="tid", check_sortedness=False).with_columns(
+    calls = cycle.filter(pl.col("code").is_in(_CLONES)).select("at", "tid", call="seq", call_ns="time_ns")
+    born = born.join_asof(calls, on="at", by="tid", check_sortedness=False).with_columns(
         end=next_of(last, "end"), heir=next_of((Code.NEWTASK,), "heir")
     )
-    births = births.drop_nulls("end")
-    births = births.with_columns(end_ns=cycle["time_ns"].gather(births["end"]))
+    born = born.drop_nulls("end")
+    born = born.with_columns(until_ns=cycle["time_ns"].gather(born["end"]))
     told = pl.concat([marks["time_ns"], cycle.filter(pl.col("code") == Code.LOST)["time_ns"]]).sort().to_numpy()
-    begun = births.select(pl.coalesce("call_ns", "time_ns")).to_series().to_numpy()
-    quiet = np.searchsorted(told, begun) == np.searchsorted(told, births["end_ns"].to_numpy(), side="right")
-    gone = births.filter(pl.Series(quiet) & (pl.col("heir").is_null() | (pl.col("heir") > pl.col("end"))))
-    return Tasks(_without(cycle, gone), gone.select(tid="child", from_ns="time_ns", until_ns="end_ns"))
+    begun = born.select(pl.coalesce("call_ns", "from_ns")).to_series().to_numpy()
+    quiet = np.searchsorted(told, begun) == np.searchsorted(told, born["until_ns"].to_numpy(), side="right")
+    left = born.filter(pl.Series(quiet) & (pl.col("heir").is_null() | (pl.col("heir") > pl.col("end"))))
+    return left.select("from_ns", "until_ns", "birth", "call", tid="child")
 
 
-def _without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
-    """``cycle`` without the processes ``gone``: their own events, their making, what it returned to the parent."""
-    lives = gone.select("at", "child", "birth", "end").sort("at")
-    own = cycle.select("at", "tid").join_asof(lives, on="at", by_left="tid", by_right="child", check_sortedness=False)
-    made = cycle.select("at", pl.col("a").cast(pl.Int32, strict=False)).join_asof(
-        lives, on="at", by_left="a", by_right="child", check_sortedness=False
+def without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
+    """Rows in order of time, less the own events of processes ``gone``, their making, what it returned to the parent.
+
+    A NEWTASK of such a process becomes FORKED: its parent's pages are shared until they are written again.
+    """
+    if gone.is_empty() or cycle.is_empty():
+        return cycle
+    drop = _theirs(cycle, gone, "tid")
+    codes = cycle["code"]
+    if (codes == Code.FORK).any():
+        drop |= _theirs(cycle, gone, pl.col("a").cast(pl.Int32, strict=False)) & (codes == Code.FORK)
+    if codes.is_in(_CLONES).any():
+        drop |= cycle["seq"].is_in(gone["call"].drop_nulls().implode()) & codes.is_in(_CLONES)
+    births = (pl.col("code") == Code.NEWTASK) & pl.col("seq").is_in(gone["birth"].implode())
+    code = pl.when(births).then(pl.lit(int(Code.FORKED), pl.UInt8)).otherwise("code")
+    return cycle.with_columns(code=code).filter(~drop)
+
+
+def _theirs(events: pl.DataFrame, gone: pl.DataFrame, tid: str | pl.Expr) -> pl.Series:
+    """Boolean[n]: whether ``tid`` of each event was one of ``gone`` then."""
+    told = events.select("time_ns", who=tid).join_asof(
+        gone.select("tid", "from_ns", "until_ns"),
+        left_on="time_ns",
+        right_on="from_ns",
+        by_left="who",
+        by_right="tid",
+        check_sortedness=False,
     )
-    inside = [
-        pl.Series((one["at"] > one["birth"]) & (one["at"] <= one["end"])).fill_null(value=False) for one in (own, made)
-    ]
-    drop = (
-        inside[0]
-        | (inside[1] & (pl.col("code") == Code.FORK))
-        | pl.col("at").is_in(gone["call"].drop_nulls().implode())
-    )
-    is_birth = pl.col("at").is_in(gone["birth"].implode())
-    code = pl.when(is_birth).then(pl.lit(int(Code.FORKED), pl.UInt8)).otherwise("code")
-    return cycle.with_columns(code=code).filter(~drop).drop("at")
+    return (told["time_ns"] <= told["until_ns"]).fill_null(value=False)

@@ -27,7 +27,7 @@ class Where(NamedTuple):
     moved: what migrates.
     near: the areas that hold it.
     kin: whose memory an entry can be of; None: anyone's.
-    gone: whose faults matter to no one, see ``prune.Tasks``.
+    gone: whose faults matter to no one, see ``prune.gone``.
     """
 
     moved: Migrated

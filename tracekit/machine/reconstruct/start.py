@@ -11,6 +11,7 @@ import polars as pl
 from tracekit.machine.reconstruct.events import SCHEMA, Code, file_of
 from tracekit.trace import Trace
 
+BEGINS = (Code.NEWTASK, Code.FORK, Code.EXEC)
 _CLOCKS = ("mono", "monotonic")  # as trace-cmd and perf name it
 
 
@@ -25,8 +26,11 @@ class Start(NamedTuple):
     anomalies: dict[str, int]
 
 
-def start(trace: Trace, cycle: pl.DataFrame, end_ns: int | None) -> Start:
-    """What was there before ``cycle``, the events of a trace that ends at ``end_ns``; None: nobody knows when."""
+def start(trace: Trace, cycle: pl.DataFrame, begun: pl.DataFrame, end_ns: int | None) -> Start:
+    """What was there before ``cycle``, the events of a trace that ends at ``end_ns``; None: nobody knows when.
+
+    ``begun`` has all events of ``BEGINS``.
+    """
     head = trace.manifest.get("snapshot")
     if head is None:
         return Start(pl.DataFrame(schema=SCHEMA), {})
@@ -36,7 +40,7 @@ def start(trace: Trace, cycle: pl.DataFrame, end_ns: int | None) -> Start:
     if end_ns is None or head["end_ns"] > end_ns:
         return Start(pl.DataFrame(schema=SCHEMA), {"snapshot_after_the_trace": 1})
     tables = [trace.table(f"snapshot/{name}").collect() for name in ("tasks", "vmas")]
-    return Start(before(tables[0], tables[1], cycle), {})
+    return Start(before(tables[0], tables[1], pl.concat([cycle, begun], how="diagonal")), {})
 
 
 def before(tasks: pl.DataFrame, vmas: pl.DataFrame, cycle: pl.DataFrame) -> pl.DataFrame:
