@@ -141,7 +141,7 @@ class Life:
             if self.indexed:
                 self.index.setdefault(page, {})[space] = None
         elif space.heirs:
-            own.append((when, folio))
+            spaces.write(space, own, when, folio)
         else:  # no one was forked from it who may have what it had before
             own[:] = [own[-1], (when, folio)]
 

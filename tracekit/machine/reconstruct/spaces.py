@@ -3,7 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
-from tracekit.machine.reconstruct.state import EVERYWHERE, File, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, NOT_COPIED, File, Folio, Space, Vma
 
 PROTECTION = 0xF
 HEAP = 0x3  # protection of what brk() maps
@@ -18,7 +18,6 @@ _ADVICE = 20  # bits from here on are of madvise
 # (NO)HUGEPAGE, (DONT|DO)DUMP, (WIPE|KEEP)ONFORK
 _BITS = {0: (3, 0), 1: (3, 1), 2: (3, 2), 10: (4, 4), 11: (4, 0), 12: (8, 8), 13: (8, 0), 14: (48, 16), 15: (48, 32)}
 _BITS |= {16: (64, 64), 17: (64, 0), 18: (128, 128), 19: (128, 0)}
-NOT_COPIED = 4 << _ADVICE
 _FEW = 64  # pages that a zap notes one by one
 
 
@@ -32,29 +31,26 @@ def new_image(*, known: bool) -> Space:
 
 
 def fork(parent: Space, now: int) -> Space:
-    """dup_mmap(): each VMA in order of address; the child's of a file go in right behind the parent's (MODEL A.0)."""
+    """dup_mmap(): each VMA in order of address; the child's of a file go in right behind the parent's (MODEL A.0).
+
+    Those of the image at once, the others when someone looks; or at once, where an anon_vma may be reused, for that
+    depends on who is there now. A root never is, nor the parent's own: so only below a grandchild.
+    """
     child = Space(parent, now)
     parent.forked = now
-    parent.heirs += 1
-    for vma in parent.all_vmas():
-        if vma.flags & NOT_COPIED:
-            continue
-        new = vma.like(child, vma.start, vma.end)
-        new.fork_chain(vma)
-        if vma.file is not None:
-            vma.file.tree.add_after(new, vma)
-        if vma is parent.rest:
-            child.rest = new
-        elif new.file is not None and vma in parent.maps:
-            child.maps.append(new)
-        else:
-            child.vmas.append(new)
-            child.starts.append(new.start)
+    if parent.rest is not None:
+        child.rest = parent.rest.copy(child)
+    child.maps = [vma.copy(child) for vma in parent.maps]
+    parent.take_all()
+    child.inherit(parent)
+    if parent.parent is not None and parent.parent.parent is not None:
+        child.take_all()
     return child
 
 
 def doubt(space: Space) -> None:
     """It may have left its trees, and may be in them still."""
+    space.take_all()
     for vma in space.all_vmas():
         for mapping in (*vma.chain, vma.file):
             if mapping is not None:
@@ -63,13 +59,15 @@ def doubt(space: Space) -> None:
 
 def unlink(space: Space) -> None:
     """free_pgtables(): every VMA leaves its trees."""
+    for child in space.heirs:
+        child.take_all()
     for vma in space.all_vmas():
         vma.unlink()
-    space.vmas, space.starts, space.maps, space.rest = [], [], [], None
+    space.vmas, space.starts, space.maps, space.rest, space.copies = [], [], [], None, None
     space.users = 0
     while not space.users and not space.heirs and space.parent is not None:
+        space.parent.heirs.pop(space, None)
         space = space.parent
-        space.heirs -= 1
 
 
 def mmap(space: Space, vma: Vma, file: File | None) -> Vma:
@@ -87,7 +85,7 @@ def mmap(space: Space, vma: Vma, file: File | None) -> Vma:
 def prepare(space: Space, vma: Vma) -> None:
     """__anon_vma_prepare(): of a neighbour that may become one with it some day, else a new one."""
     if vma.anon is None:
-        for one in reversed(_neighbours(space, vma)):
+        for one in reversed(space.neighbours(vma)):
             if one is not None and _alike(one, vma, protection=False) and len(one.chain) == 1:
                 vma.clone_chain(one)
                 return
@@ -96,7 +94,7 @@ def prepare(space: Space, vma: Vma) -> None:
 
 def merge(space: Space, vma: Vma) -> Vma:
     """vma_merge(): make it one with neighbours of the same kind; what remains goes last among equals in its trees."""
-    before, behind = (one if _joins(one, vma) else None for one in _neighbours(space, vma))
+    before, behind = (one if _joins(one, vma) else None for one in space.neighbours(vma))
     if before is not None and behind is not None and before.anon and behind.anon and before.anon is not behind.anon:
         behind = None
     if before is None and behind is None:
@@ -106,8 +104,8 @@ def merge(space: Space, vma: Vma) -> Vma:
     assert stays is not None
     start, end = min(stays.start, vma.start), max(stays.end, gone[-1].end)
     for one in (*gone, stays):
-        i = bisect_right(space.starts, one.start) - 1
-        del space.vmas[i], space.starts[i]
+        one.give()
+        space.remove(one)
     if stays.anon is None:
         stays.clone_chain(next((one for one in gone if one.anon is not None), stays))
     stays.pgoff -= stays.start - start
@@ -117,12 +115,6 @@ def merge(space: Space, vma: Vma) -> Vma:
     stays.reinsert()
     space.add(stays)
     return stays
-
-
-def _neighbours(space: Space, vma: Vma) -> tuple[Vma | None, Vma | None]:
-    i = bisect_right(space.starts, vma.start) - 1
-    before = space.vmas[i - 1] if i > 0 else None
-    return before, space.vmas[i + 1] if i + 1 < len(space.vmas) else None
 
 
 def _joins(one: Vma | None, vma: Vma) -> bool:
@@ -148,8 +140,7 @@ def _alike(one: Vma, vma: Vma, *, protection: bool = True) -> bool:
 def munmap(space: Space, start: int, end: int, now: int) -> None:
     """Unmap start..end; a VMA that sticks out on the left is a new one, cloned (vms_gather_munmap_vmas)."""
     for vma in space.overlapping(start, end):
-        i = bisect_right(space.starts, vma.start) - 1
-        del space.vmas[i], space.starts[i]
+        space.remove(vma)
         for low, high in ((vma.start, min(start, vma.end)), (max(end, vma.start), vma.end)):
             if low < high:
                 _piece(space, vma, low, high)
@@ -175,6 +166,7 @@ def change(space: Space, start: int, end: int, flags: Callable[[int], int]) -> N
         split(space, low, min(end, old.end))
         for vma in space.overlapping(low, low + 1):
             vma.flags = flags(vma.flags)
+            space.keeps |= bool(vma.flags & NOT_COPIED)
             merge(space, vma)
 
 
@@ -190,8 +182,7 @@ def split(space: Space, start: int, end: int) -> None:
         if start <= vma.start and vma.end <= end:
             continue
         old_end, low, high = vma.end, max(start, vma.start), min(end, vma.end)
-        i = bisect_right(space.starts, vma.start) - 1
-        del space.vmas[i], space.starts[i]
+        space.remove(vma)
         if vma.start < low:
             _piece(space, vma, vma.start, low)
         if high < old_end:
@@ -260,6 +251,17 @@ def _forget_windows(space: Space, start: int, end: int) -> None:
             space.windows.discard(window)
             if window >= 0 and not start <= first < first + pages <= end:
                 space.cut.add(window)
+
+
+def write(space: Space, own: list[tuple[int, Folio | None]], now: int, folio: Folio) -> None:
+    """Note ``folio`` in ``own``, for a page of ``space`` that has heirs.
+
+    Of what was there when the oldest of them was forked, the last is enough for all.
+    """
+    own.append((now, folio))
+    begun = next(iter(space.heirs)).begun
+    while own[0][0] <= begun and own[1][0] <= begun:
+        del own[0]
 
 
 def folio_before(space: Space, page: int, event: int) -> Folio | None:

@@ -5,12 +5,15 @@ stand-in for all the rest of the image (``Space.rest``): its segments, heap and 
 forked, so that fork links each of them, and any page of them lies in one VMA of each relative.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from itertools import takewhile
+from typing import NamedTuple
 
-from tracekit.machine.reconstruct.tree import Tree
+from tracekit.machine.reconstruct.tree import Tree, turn
 
 EVERYWHERE = 1 << 60  # pages: above any address
+NOT_COPIED = 4 << 20  # in a VMA's flags: MADV_DONTFORK
 
 
 class AnonVma:
@@ -56,6 +59,7 @@ class Vma:
         holes: where something else is mapped over it or nothing any more: start, end, start, …, in order.
         known: whether the trace shows how it came to be.
         flags: protection and advice, as far as neighbours must have the same to become one with it.
+        given: how many forks of its space have copied it, or began before it.
     """
 
     __slots__ = (
@@ -64,6 +68,7 @@ class Vma:
         "end",
         "file",
         "flags",
+        "given",
         "holes",
         "known",
         "number",
@@ -74,9 +79,11 @@ class Vma:
     )
     count = 0
 
-    def __init__(self, space: "Space", start: int, end: int, pgoff: int) -> None:
-        Vma.count += 1
-        self.number = Vma.count
+    def __init__(self, space: "Space", start: int, end: int, pgoff: int, number: int = 0) -> None:
+        if not number:
+            number = Vma.count = Vma.count + 1
+        self.number = number
+        self.given = space.forks
         self.space, self.start, self.end, self.pgoff = space, start, end, pgoff
         self.file: File | None = None
         self.shared = False
@@ -97,9 +104,9 @@ class Vma:
         """The page of its address space at which ``pgoff`` is mapped: vma_address()."""
         return max(self.start, self.start + pgoff - self.pgoff)
 
-    def like(self, space: "Space", start: int, end: int) -> "Vma":
-        """Make another with this one's properties, in no tree yet."""
-        new = Vma(space, start, end, self.pgoff + start - self.start)
+    def like(self, space: "Space", start: int, end: int, number: int = 0) -> "Vma":
+        """Make another with this one's properties, in no tree yet; ``number`` is kept for it, or 0."""
+        new = Vma(space, start, end, self.pgoff + start - self.start, number)
         new.file, new.shared, new.known, new.holes = self.file, self.shared, self.known, list(self.holes)
         new.flags = self.flags
         return new
@@ -107,6 +114,7 @@ class Vma:
     def prepare(self) -> AnonVma:
         """Its own anon_vma, as a first write makes it (__anon_vma_prepare)."""
         if self.anon is None:
+            self.give()
             self.anon = AnonVma()
             self.chain.append(self.anon)
             self.anon.tree.add(self)
@@ -114,6 +122,7 @@ class Vma:
 
     def clone_chain(self, source: "Vma") -> None:
         """anon_vma_clone(self, source) in a split or a move: the same trees, the same own anon_vma."""
+        self.give()
         for anon in source.chain:
             anon.tree.add(self)
             self.chain.append(anon)
@@ -121,12 +130,20 @@ class Vma:
         if self.anon is not None:
             self.anon.active += 1
 
-    def fork_chain(self, source: "Vma") -> None:
+    def copy(self, child: "Space", number: int = 0, when: int = 0) -> "Vma":
+        """What dup_mmap() makes of it; ``number`` and turn in the trees (``tree.turn``) are kept for it, or 0."""
+        new = self.like(child, self.start, self.end, number)
+        new.fork_chain(self, when)
+        if new.file is not None:
+            new.file.tree.add_after(new, self)
+        return new
+
+    def fork_chain(self, source: "Vma", when: int) -> None:
         """anon_vma_fork(self, source): link to the parent's trees, then reuse a dead ancestor's or add an own one."""
         if source.anon is None:
             return
         for anon in source.chain:
-            anon.tree.add(self)
+            anon.tree.add(self, when)
             self.chain.append(anon)
             if self.anon is None and anon.active == 0 and anon.children < 2:
                 self.anon = anon
@@ -134,8 +151,17 @@ class Vma:
             self.anon.active += 1
             return
         self.anon = AnonVma(source.anon)
-        self.anon.tree.add(self)
+        self.anon.tree.add(self, when)
         self.chain.append(self.anon)
+
+    def give(self) -> None:
+        """Let the forks of its space that have not copied it do so, before it is another."""
+        space = self.space
+        if self.given < space.forks:
+            later = takewhile(lambda one: one[1] > self.given, reversed(space.heirs.items()))
+            for child, _ in reversed(list(later)):
+                child.take(self)
+            self.given = space.forks
 
     def unlink(self) -> None:
         """unlink_anon_vmas() and unlink_file_vma()."""
@@ -176,19 +202,39 @@ class Folio:
         self.mapping, self.origin, self.since, self.sure = mapping, origin, since, sure
 
 
+class Copies(NamedTuple):
+    """VMAs that a fork copies, each when it is asked for or the parent's changes.
+
+    Attributes:
+        starts: of all of them.
+        number: of the first copy.
+        when: turn of the first (``tree.turn``).
+    """
+
+    starts: list[int]
+    number: int
+    when: int
+
+
 class Space:
     """struct mm_struct.
 
     Attributes:
         number: names it in the timeline.
-        vmas: those whose mmap was seen, by address; ``starts`` aligned with it.
+        vmas: those whose mmap was seen, by address; ``starts`` aligned with it. A fork has its parent's until it is
+            asked for its own.
+        shared: whether others have these lists, too.
+        copies: what of the parent's remains to be copied; None: nothing.
+        keeps: whether it ever had VMAs that forks do not copy.
+        forks: how many there were of it.
         rest: stands for all others; None where the image is not known to be written before forks.
         own: page → [(event, folio or None)], what faults and zaps of this space put there, oldest first.
         parent, begun, born: what it was forked from, between which events; ``EVERYWHERE`` while that goes on.
         linked: end of the part of it that is certainly in the trees, while the fork goes on.
         faulting: thread → page of its latest fault, which may not be over.
         epoch: how many losses of events there had been when its family began.
-        heirs: children of it, or dead with some of their own, that may have from it what it had before.
+        heirs: children of it, or dead with some of their own, that may have from it what it had before; oldest first,
+            each with its number among the forks.
         windows, cut: what faults mapped of files: ~page where written, page >> AROUND where read; those cut by a zap.
         data: the lowest page outside any VMA seen that was written: there the image's data begins.
         heap: whether its heap is among the VMAs, or would be if there was one.
@@ -215,6 +261,7 @@ class Space:
             "starts",
         ),
         *("users", "vmas", "cut", "heirs", "windows", "zaps"),
+        *("copies", "forks", "keeps", "shared"),
     )
     count = 0
 
@@ -226,6 +273,9 @@ class Space:
         self.linked = 0
         self.vmas: list[Vma] = []
         self.starts: list[int] = []
+        self.shared = self.keeps = False
+        self.copies: Copies | None = None
+        self.forks = 0
         self.own: dict[int, list[tuple[int, Folio | None]]] = {}
         self.zaps: list[tuple[int, int, int]] = []
         self.windows: set[int] = set()
@@ -238,31 +288,97 @@ class Space:
         self.heap: bool = parent.heap if parent else False
         self.dying = EVERYWHERE
         self.forked = -1
-        self.heirs = 0
+        self.heirs: dict[Space, int] = {}
         self.rest: Vma | None = None
 
     def at(self, page: int) -> Vma | None:
         """The VMA that ``page`` lies in, as far as that was seen; ``rest`` where it was not."""
         i = bisect_right(self.starts, page) - 1
         if i >= 0 and page < self.vmas[i].end:
-            return self.vmas[i]
+            vma = self.vmas[i]
+            return vma if vma.space is self else self._ith(i)
         return self.rest if self.rest is not None and self.rest.covers(page, page) else None
 
     def add(self, vma: Vma) -> None:
         """Enter a VMA whose place is free."""
+        self._unshare()
         i = bisect_right(self.starts, vma.start)
         self.starts.insert(i, vma.start)
         self.vmas.insert(i, vma)
 
+    def remove(self, vma: Vma) -> None:
+        """Take one out."""
+        self._unshare()
+        i = bisect_right(self.starts, vma.start) - 1
+        del self.vmas[i], self.starts[i]
+
+    def neighbours(self, vma: Vma) -> tuple[Vma | None, Vma | None]:
+        """Those before and behind ``vma``."""
+        i = bisect_right(self.starts, vma.start) - 1
+        return self._ith(i - 1) if i > 0 else None, self._ith(i + 1) if i + 1 < len(self.vmas) else None
+
     def overlapping(self, start: int, end: int) -> list[Vma]:
-        """Its VMAs that overlap start..end."""
+        """Its VMAs that overlap start..end, which may be changed."""
         i = max(bisect_right(self.starts, start) - 1, 0)
         j = bisect_right(self.starts, end - 1)
-        return [vma for vma in self.vmas[i:j] if vma.end > start]
+        found = [self._ith(k) for k in range(i, j) if self.vmas[k].end > start]
+        for vma in found:
+            vma.give()
+        return found
 
     def all_vmas(self) -> Iterator[Vma]:
-        """Every VMA, the stand-in included."""
+        """Every VMA of its own, the stand-in included."""
         if self.rest is not None:
             yield self.rest
         yield from self.maps
-        yield from self.vmas
+        if self.copies is None:
+            yield from self.vmas
+        elif self.starts is not self.copies.starts:
+            yield from (vma for vma in self.vmas if vma.space is self)
+
+    def inherit(self, parent: "Space") -> None:
+        """A fork of ``parent``, which has all of its own, has its VMAs, to be copied."""
+        self.vmas, self.starts = parent.vmas, parent.starts
+        if parent.keeps:
+            self.vmas = [vma for vma in parent.vmas if not vma.flags & NOT_COPIED]
+            self.starts = [vma.start for vma in self.vmas]
+        self.shared = parent.shared = True
+        self.copies = Copies(self.starts, Vma.count + 1, turn())
+        Vma.count += len(self.starts)
+        parent.forks += 1
+        parent.heirs[self] = parent.forks
+        Tree.forks += 1
+
+    def take(self, vma: Vma) -> None:
+        """Copy the parent's ``vma``, unless it has."""
+        i = bisect_right(self.starts, vma.start) - 1
+        if i >= 0 and self.vmas[i] is vma:
+            self._copy(i)
+
+    def take_all(self) -> None:
+        """Copy all that remains to be copied."""
+        if self.copies is not None:
+            for i in range(len(self.vmas)):
+                self._ith(i)
+            self.copies = None
+
+    def _ith(self, i: int) -> Vma:
+        vma = self.vmas[i]
+        if vma.space is self:
+            return vma
+        if vma.file is None:
+            return self._copy(i)
+        vma.give()  # its forks are in the file's tree in another order if they come in another
+        return self.vmas[i]
+
+    def _copy(self, i: int) -> Vma:
+        source, copies = self.vmas[i], self.copies
+        assert copies is not None
+        rank = bisect_left(copies.starts, source.start)
+        self._unshare()
+        new = self.vmas[i] = source.copy(self, copies.number + rank, copies.when + rank)
+        return new
+
+    def _unshare(self) -> None:
+        if self.shared:
+            self.vmas, self.starts, self.shared = self.vmas.copy(), self.starts.copy(), False

@@ -1,28 +1,40 @@
 """The interval tree of VMAs that an rmap walk iterates (mm/interval_tree.c)."""
 
 from bisect import bisect_right
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracekit.machine.reconstruct.calm import Calm
     from tracekit.machine.reconstruct.state import Vma
 
+_turns = count(1)
+_WITHIN = 32  # bits of a turn for those that take it together
+
+
+def turn() -> int:
+    """When something is put into a tree: above all turns before, and as many more as a fork has VMAs."""
+    return next(_turns) << _WITHIN
+
 
 class Tree:
     """VMAs in the order of their first page offset; equal ones in the order in which they were put in (MODEL.md A.0).
 
-    A walk asks for the few that cover a page, a fork adds one: so the order is made when it is asked for.
+    A walk asks for the few that cover a page, a fork adds one: so the order is made when it is asked for, and so are
+    the VMAs that forks have not copied yet.
 
     Attributes:
+        forks: how many there were of any space.
         doubted: whether a VMA was taken out of it of which no event shows that it went.
         calm: what ``calm`` found out of it last.
     """
 
-    __slots__ = ("_ends", "_highest", "_ordered", "_stale", "_starts", "_vmas", "calm", "doubted")
+    __slots__ = ("_ends", "_forks", "_highest", "_ordered", "_stale", "_starts", "_vmas", "calm", "doubted")
+    forks = 0
 
     def __init__(self) -> None:
-        self._vmas: dict[Vma, None] = {}
+        self._vmas: dict[Vma, int] = {}  # and their turns
+        self._forks = -1
         self._ordered: list[Vma] | None = None
         self._stale = True
         self.doubted = False
@@ -31,9 +43,9 @@ class Tree:
     def __len__(self) -> int:
         return len(self._vmas)
 
-    def add(self, vma: "Vma") -> None:
-        """Put it in, last among those that start where it does."""
-        self._vmas[vma] = None
+    def add(self, vma: "Vma", when: int = 0) -> None:
+        """Put it in, last among those that start where it does and were put in before its turn; 0: it is now."""
+        self._vmas[vma] = when or turn()
         self._ordered = None
 
     def drop(self, vma: "Vma") -> None:
@@ -45,13 +57,17 @@ class Tree:
         """Put it in right behind ``other``, which starts where it does: vma_interval_tree_insert_after()."""
         before = list(self._vmas)
         before.insert(before.index(other) + 1, vma)
-        self._vmas = dict.fromkeys(before)
+        self._vmas = {one: i for i, one in enumerate(before)}
         self._ordered = None
 
     def every(self) -> list["Vma"]:
         """All in tree order; the same list as long as none comes, goes or moves."""
+        if self._forks != Tree.forks:
+            self._forks = Tree.forks
+            for vma in list(self._vmas):
+                vma.give()
         if self._ordered is None:
-            self._ordered = sorted(self._vmas, key=_start)
+            self._ordered = sorted(sorted(self._vmas, key=self._vmas.__getitem__), key=_start)
             self._stale = True
         return self._ordered
 
