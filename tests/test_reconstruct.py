@@ -9,7 +9,7 @@ import pytest
 import reconstruct_table
 
 import tracekit
-from tracekit.machine.reconstruct import blocks, prune, prune_faults, reconstruct, renamed, start, take
+from tracekit.machine.reconstruct import blocks, prune, prune_faults, pruned, reconstruct, renamed, start, take
 from tracekit.machine.reconstruct.events import DIRTY, LIKELY, SCHEMA, Code
 from tracekit.machine.reconstruct.rows import MM
 from tracekit.machine.timeline import Kind, timeline
@@ -450,6 +450,25 @@ def test_a_thread_that_faults_anew_is_past_its_fault(stream):
         stream.write(child, page=9)
     stream.move(sets=2, restores=2)
     assert stream.visits() == [("try", 4, True), ("remove", 4, True)]
+
+
+def test_a_write_to_where_was_written_before_shows_that_the_one_between_is_over(stream):
+    """It changes nothing itself. Left out before the replay, it would be open whose write is in flight in the walk."""
+    stream.write(P, page=1)
+    past, in_flight, _ = (stream.fork() for _ in range(3))
+    for page in (9, 0, 1, 0):  # the first in a mapping stays anyway
+        stream.write(past, page=page)
+    stream.write(in_flight, page=1)
+    for page in (1, 0):
+        stream.start()
+        stream.set(5 + page, [page] * 3)
+        stream.restore(7 + page, [page] * 3)
+        stream.end()
+    cycle = pl.DataFrame(stream.cycle, schema=SCHEMA, orient="row")
+    is_fault = pl.col("code") == Code.FAULT
+    marks = pl.DataFrame(stream.marks, schema=SCHEMA, orient="row")
+    stream.cycle = pruned(cycle.filter(~is_fault), [cycle.filter(is_fault)], marks).rows()
+    assert stream.visits() == [("try", 4, True), ("remove", 4, True)] * 2
 
 
 def test_a_fork_that_ends_after_the_walk_was_under_way_in_it(stream):
