@@ -13,6 +13,7 @@ import tracekit
 from tracekit import reports
 from tracekit.machine.replay import replay
 from tracekit.machine.selfcheck import Check, document, self_check
+from tracekit.machine.selfcheck.counters import counters
 
 SHARED = Path(__file__).parents[2] / "shared" / "captures"
 # capture → what each check compared and found equal; the others cannot be made there
@@ -62,6 +63,13 @@ def test_what_the_captures_show_is_what_the_machine_says(name: str, ingested: Ca
 def test_pages_moved(name: str, file: str, pages: int, moved: str, tmp_path: Path) -> None:
     trace = tracekit.ingest(SHARED / name / file, tmp_path / "trace")
     assert made(self_check(trace, replay(trace)))[moved] == pages
+
+
+def test_bytes_of_rss_stat_are_pages_of_the_machine(ingested: Callable[[str], Any], tmp_path: Path) -> None:
+    trace = ingested("6.12-forkcow-c4-all")
+    larger = tampered(trace, tmp_path / "trace", "kmem:rss_stat", lambda t: t.with_columns(size=pl.col("size") * 16))
+    larger.manifest["machine"]["page_size"] = 65536
+    assert counters(larger)["pages"].equals(counters(trace)["pages"])
 
 
 # --- a trace that says otherwise is found out ---

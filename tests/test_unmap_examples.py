@@ -5,6 +5,7 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 import traces
+import unmapping
 from unmapping import ALWAYS, TABLE, Kernel
 
 import tracekit
@@ -258,3 +259,20 @@ def test_migration_queues_what_it_moves(partly, requeues, queued, tmp_path):
     inside = result.operations.filter((pl.col("op") == "rmap.remove") & (pl.col("phase") == "try_to_migrate"))
     assert len(inside) == removed
     assert operations["rmap.remove"] == {"traced": removed + partly, "policy": 1 + partly}
+
+
+@pytest.mark.parametrize("page_size", [4096, 16384, 65536])
+def test_where_a_page_table_ends_is_told_by_the_page_size(page_size, tmp_path, monkeypatch):
+    monkeypatch.setattr(unmapping, "FOLIO_BYTES", page_size)
+    monkeypatch.setattr(unmapping, "TABLE", page_size * page_size // 8)
+
+    def script(kernel):
+        folio, vma = lazyfree(kernel, addr=0x7F00_0000_0000 + unmapping.TABLE - 5 * page_size)
+        return folio, [vma]
+
+    trace, *_ = traced(tmp_path, script, "page")
+    trace.manifest["machine"] |= {"arch": "aarch64", "page_size": page_size}
+    result = tracekit.replay(trace, [WHOLE, V3], kernel_has={"batched_unmap": "page"})
+    whole = next(policy for policy in result.document["policies"] if policy["spec"] == WHOLE)
+    assert whole["unsafe"] == {"reads_beyond_the_page_table": 1}
+    assert counted(result, V3, 16)[:2] == (1, 2)

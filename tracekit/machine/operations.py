@@ -24,6 +24,7 @@ Columns of the table (polars):
                 fault (copy on write, …) or other. Of rmap.remove and deferred_split.*
     run         rmap.remove: number of the run; rows of one are neighbours in one folio, VMA and page table, taken out
                 one after the other in one phase by one task. What a kernel that batches could do in one call
+    ends_table  rmap.remove: whether the last page that it covers is the last of its page table; null: not known
     life        of a large folio, from its first mapping to its last removal, numbered; null: small
     unmapped    rmap.remove of a large folio: pages that no mapping is left of after it; null: not known
     left        rmap.remove of a large folio: whether a page of it is still mapped after it; null: not known
@@ -98,6 +99,7 @@ SCHEMA: dict[str, pl.DataType] = {
     "page": pl.UInt64(),
     "phase": pl.Enum(["zap", "try_to_migrate", "try_to_unmap", "fault", "other"]),
     "run": pl.Int64(),
+    "ends_table": pl.Boolean(),
     "life": pl.Int64(),
     "unmapped": pl.Int64(),
     "left": pl.Boolean(),

@@ -7,7 +7,7 @@ import polars as pl
 from tracekit import schema
 from tracekit.machine import lives, unmaps
 from tracekit.machine.anonymous import zapped_anonymous
-from tracekit.machine.removals import find_removals, number_runs
+from tracekit.machine.removals import find_removals, number_runs, pmd_pages
 from tracekit.machine.timeline import Kind
 from tracekit.machine.walks import Ints
 from tracekit.trace import Trace
@@ -66,12 +66,14 @@ def find_unmapping(trace: Trace, known: Replayed) -> pl.DataFrame:
     table = table.join(facts, on="number", how="left", maintain_order="left")
     in_visit = unmaps.addresses(rows, removals, visits, page_size)
     addr = pl.select(pl.coalesce(in_visit, table["addr"])).to_series()
+    table_pages = pmd_pages(page_size)
     table = table.with_columns(
         addr=addr,
         anon=pl.coalesce("anon", zapped_anonymous(trace, table)),
-        run=number_runs(rows, removals, addr, page_size * page_size // 8),
+        run=number_runs(rows, removals, addr, page_size * table_pages),
     )
-    table = table.with_columns(lazyfree=_lazyfree(trace, table))
+    behind = (pl.col("addr") // page_size).cast(pl.Int64) + pl.col("nr_pages")
+    table = table.with_columns(lazyfree=_lazyfree(trace, table), ends_table=behind % table_pages == 0)
     table = table.with_columns(anon=pl.when("lazyfree").then(pl.lit(value=True)).otherwise("anon"))
     return pl.concat(
         [

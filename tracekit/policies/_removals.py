@@ -52,7 +52,7 @@ def removals(ops: pl.DataFrame, phase: str) -> pl.DataFrame:
     columns = ("op", "phase", "run", "nr_pages", "unmapped", "left", "life", "anon", "lazyfree", "batched", "folio")
     return (
         ops.lazy()
-        .select(*columns, "page", "addr")
+        .select(*columns, "page", "addr", "ends_table")
         .with_row_index("row")
         .filter(
             (pl.col("op") == "rmap.remove")

@@ -12,8 +12,6 @@ import polars as pl
 from tracekit.policies import Judgement
 from tracekit.policies._removals import AS_TRACED, ENQUEUE, MERGED, NOT, PAGES, at, judge, removals
 
-_TABLE_PAGES = 512
-
 
 @dataclass(frozen=True)
 class BatchedUnmap:
@@ -119,8 +117,7 @@ def _whole() -> pl.Expr:
 
 def _goes_on() -> pl.Expr:
     """Whether the page after the run is in its page table, so that a bad one there is one of the run."""
-    after = pl.col("addr").last().over("run") // 4096 + pl.col("nr_pages").last().over("run")
-    return (after % _TABLE_PAGES != 0).fill_null(value=True)
+    return ~pl.col("ends_table").last().over("run").fill_null(value=False)
 
 
 def _beyond(taken: pl.DataFrame) -> int:
