@@ -57,8 +57,9 @@ class Reconstruction(NamedTuple):
 
 def reconstruct(trace: Trace, rows: pl.DataFrame) -> Reconstruction:
     """Put the walks into the timeline ``rows``, which holds no probes."""
-    made, why, anomalies = _walks(trace, rows)
-    gc.collect()  # spaces and their VMAs name each other: they are a quarter of what merging would come on top of
+    with _no_garbage():
+        made, why, anomalies = _walks(trace, rows)
+        gc.collect()  # spaces and their VMAs name each other: they are a quarter of what merging would come on top of
     return Reconstruction(merge(rows, made), why, anomalies)
 
 

@@ -27,7 +27,7 @@ class Kin:
         sets = marks.filter(pl.col("code") == Code.SET).select("tid", "b", "d").unique()
         pages, of = every_page(sets)
         at = np.searchsorted(self._moved, pages)
-        self._keys = Sieve(np.unique(self._key(self._kin(sets["tid"].to_numpy())[of], at)))
+        self._keys = Sieve(np.sort(self._key(self._kin(sets["tid"].to_numpy())[of], at)))
         calls = cycle.filter(pl.col("code") == Code.MMAP)
         of_file = calls.filter((pl.col("d") & MAP_ANONYMOUS == 0) | (pl.col("d") & MAP_TYPE).is_in(MAP_SHARED))
         image = spans(cycle.filter(pl.col("code") == Code.MAP), "a", "b")

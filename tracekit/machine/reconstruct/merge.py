@@ -86,8 +86,11 @@ def _certainty(at: _Places, made: Made) -> pl.Series:
 
 def _own(column: pl.Series, old: pl.Series, at: _Places, made: npt.NDArray[np.unsignedinteger]) -> pl.Series:
     """A column of which made rows have values of their own; 0: none."""
-    found = column.gather(old)
-    known, value = found.is_not_null().to_numpy().copy(), found.fill_null(0).to_numpy().copy()
+    if column.null_count() == len(column):  # as what only a probe tells
+        known, value = np.zeros(len(old), dtype=bool), np.zeros(len(old), dtype=made.dtype)
+    else:
+        found = column.gather(old)
+        known, value = found.is_not_null().to_numpy().copy(), found.fill_null(0).to_numpy().copy()
     value[at.made] = made[at.order]
     known[at.made] = value[at.made] != 0
     return pl.select(pl.when(pl.Series(known)).then(pl.Series(value))).to_series()

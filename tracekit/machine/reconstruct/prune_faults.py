@@ -82,7 +82,7 @@ class _Choice:
     def __init__(self, where: Where) -> None:
         self.where = where
         self._pages = Sieve(where.moved.pages)
-        self._windows = Sieve(np.unique(where.moved.pages >> AROUND))
+        self._windows = Sieve(where.moved.pages >> AROUND)
         self._mattered: dict[int, bool] = {}  # by thread, whether its latest fault did
 
     def take(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -113,7 +113,7 @@ class Walker:
             taken = (self._sets if block.code == Code.SET else self._restores)(task, block)
         self.life.now += taken
         one_by_one = self.set if block.code == Code.SET else self.restore
-        for event in block.events(taken):
+        for event in block.events(taken) if taken < len(block.rows) else ():
             self.life.now += 1
             one_by_one(event)
 
