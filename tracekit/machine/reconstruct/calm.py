@@ -83,10 +83,13 @@ def _inherits(space: Space, page: int, folio: Folio) -> bool | None:
     parent = space.parent
     if parent is None:
         return False
-    before = parent.own.get(page)
-    if before is not None:
-        if len(before) == 1 and before[0][0] > space.born and parent.parent is None:
-            return False  # the usual case: written since
-        if any(space.begun < when <= space.born for when, _ in before):
-            return None
-    return folio_at(space, page) is folio
+    had: Folio | None = None
+    since_birth = True
+    for when, one in parent.own.get(page, ()):
+        if when <= space.born:
+            if when > space.begun:
+                return None
+            had, since_birth = one, False
+    if since_birth and parent.parent is None:
+        return False
+    return (since_birth or had is folio) and folio_at(space, page) is folio

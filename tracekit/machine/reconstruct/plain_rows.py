@@ -11,7 +11,8 @@ from tracekit.machine.reconstruct.rows import Made, folio_name
 from tracekit.machine.timeline import Kind
 
 _TRIED = (1 << 64) - 1  # in place of a source's PFN
-_AT_ONCE = 1 << 13  # walks: to put a few into columns takes as long as to put many
+_FIELDS = 5  # of a walk
+_AT_ONCE = 1 << 15  # rows: to put a few into columns takes as long as to put many
 
 
 class PlainRows:
@@ -19,18 +20,21 @@ class PlainRows:
 
     def __init__(self, made: Made) -> None:
         self.made = made
-        self._vma, self._mm = made.columns["vma"], made.columns["mm"]
-        self._counts = array("q")  # rows of each walk
-        self._folios = array("Q")  # PFN of each one's folio, that of its source (or _TRIED), page
+        self._open()
+
+    def _open(self) -> None:
+        # rows of each walk, where its tree begins in the names, PFN of its folio, that of its source (or _TRIED), page
+        self._walks = array("Q")
+        self._rows = 0
         self._pieces = array("I")  # how many rows, at which row of the timeline, behind it or not
+        self._trees: dict[Calm, int] = {}
+        self._vmas, self._mms = array("Q"), array("Q")  # names of each tree's, one tree behind the other
 
     def try_walk(self, head: int, page: int, tree: Calm, hits: tuple[int, ...], rows: Sequence[int]) -> None:
         """One that ended with the last entry; ``rows`` are those of the ``hits``."""
         n = hits[-1] + 2
-        self._counts.append(n)
-        self._folios.extend((head, _TRIED, page))
-        self._vma.extend(tree.vmas[:n])
-        self._mm.extend(tree.mms[:n])
+        self._rows += n
+        self._walks.extend((n, self._place(tree), head, _TRIED, page))
         self._before(hits, rows)
 
     def remove_walk(
@@ -38,13 +42,19 @@ class PlainRows:
     ) -> None:
         """One that went through the whole tree; ``heads``: of its folio and of its source."""
         n = len(tree.vmas)
-        self._counts.append(n)
-        self._folios.extend((*heads, page))
-        self._vma.extend(tree.vmas)
-        self._mm.extend(tree.mms)
+        self._rows += n
+        self._walks.extend((n, self._place(tree), *heads, page))
         self._before(hits, rows)
         if n > hits[-1] + 2:
             self._pieces.extend((n - hits[-1] - 2, rows[-1], 1))
+
+    def _place(self, tree: Calm) -> int:
+        place = self._trees.get(tree)
+        if place is None:
+            place = self._trees[tree] = len(self._vmas)
+            self._vmas.extend(tree.vmas)
+            self._mms.extend(tree.mms)
+        return place
 
     def _before(self, hits: tuple[int, ...], rows: Sequence[int]) -> None:
         self._pieces.extend((hits[0] + 2, rows[0], 0))
@@ -53,32 +63,34 @@ class PlainRows:
 
     def settle(self) -> None:
         """Close if there are many."""
-        if len(self._counts) >= _AT_ONCE:
+        if self._rows >= _AT_ONCE:
             self.close()
 
     def close(self) -> None:
         """Give the rows."""
-        if not self._counts:
+        if not self._rows:
             return
-        counts = np.frombuffer(self._counts, np.int64)
+        counts, places, head, source, page = np.frombuffer(self._walks, np.uint64).reshape(-1, _FIELDS).T
+        counts = counts.astype(np.int64)
         entries = np.cumsum(counts) - counts
         pieces, rows, after = np.frombuffer(self._pieces, np.uint32).reshape(-1, 3).T
-        head, source, page = np.frombuffer(self._folios, np.uint64).reshape(-1, 3).T
         tried = source == _TRIED
-        total = int(counts.sum())
         kind = np.repeat(np.where(tried, np.uint8(Kind.TRY_VISIT), np.uint8(Kind.REMOVE_VISIT)), counts)
         kind[entries] = np.where(tried, Kind.TRY, Kind.REMOVE)
-        addr, src = np.repeat(page << 12, counts), np.zeros(total, np.uint64)
+        addr, src = np.repeat(page << 12, counts), np.zeros(self._rows, np.uint64)
         addr[entries] = 0
         src[entries] = np.where(tried, 0, folio_name(source))
+        named = np.arange(self._rows) + np.repeat(places.astype(np.int64) - entries, counts)
         self._give("row", np.repeat(rows, pieces))
         self._give("after", np.repeat(after, pieces))
         self._give("kind", kind)
-        self._give("sure", np.ones(total))
+        self._give("sure", np.ones(self._rows))
         self._give("folio", np.repeat(folio_name(head), counts))
         self._give("src", src)
+        self._give("vma", np.frombuffer(self._vmas, np.uint64)[named])
+        self._give("mm", np.frombuffer(self._mms, np.uint64)[named])
         self._give("addr", addr)
-        self._counts, self._folios, self._pieces = array("q"), array("Q"), array("I")
+        self._open()
 
     def _give(self, name: str, values: npt.NDArray[np.generic]) -> None:
         column = self.made.columns[name]
