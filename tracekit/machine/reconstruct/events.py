@@ -64,7 +64,7 @@ _CODES = {
     "migrate_pages": Code.CALL,
     "mbind": Code.CALL,
 }
-_SLICE_ROWS = 1 << 20
+_SLICE_ROWS = 1 << 19
 _PAGE_BYTES = 4096  # of x86-64; what shifts addresses by 12 here means them
 _ENDED = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP, Code.BRK)
 _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_exit_fork", "syscalls:sys_exit_vfork")

@@ -10,7 +10,7 @@ import polars as pl
 
 from tracekit.machine.reconstruct.events import MAP_ANONYMOUS, Code
 from tracekit.machine.reconstruct.folios import IMAGE
-from tracekit.machine.reconstruct.prune import Numbers, every_page, migrated, spans
+from tracekit.machine.reconstruct.prune import Numbers, every_page, latest, migrated, spans
 from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import MAP_SHARED, MAP_TYPE
 
@@ -24,10 +24,11 @@ class Kin:
         tids, self._of_tid = _kin(cycle)
         self._tids = np.array(tids, dtype=np.int64)
         self._moved = migrated(marks).pages
-        sets = marks.filter(pl.col("code") == Code.SET).select("tid", "b", "d").unique()
+        sets = marks.filter(pl.col("code") == Code.SET).group_by("tid", "b", "d").agg(pl.col("time_ns").max())
         pages, of = every_page(sets)
-        at = np.searchsorted(self._moved, pages)
-        self._keys = Sieve(np.sort(self._key(self._kin(sets["tid"].to_numpy())[of], at)))
+        key = self._key(self._kin(sets["tid"].to_numpy())[of], np.searchsorted(self._moved, pages))
+        keys, self._until = latest(key, sets["time_ns"].to_numpy()[of])
+        self._keys = Sieve(keys)
         calls = cycle.filter(pl.col("code") == Code.MMAP)
         of_file = calls.filter((pl.col("d") & MAP_ANONYMOUS == 0) | (pl.col("d") & MAP_TYPE).is_in(MAP_SHARED))
         image = spans(cycle.filter(pl.col("code") == Code.MAP), "a", "b")
@@ -42,10 +43,11 @@ class Kin:
         own = len(self._tids) + tid.astype(np.int64)
         return np.where(self._tids[at] == tid, self._of_tid[at], own) if len(self._tids) else own
 
-    def migrates(self, tid: npt.NDArray[np.integer], at: Numbers) -> npt.NDArray[np.bool_]:
-        """Whether each page, told by its place ``at`` among those that migrate, is one that the kin of ``tid`` move."""
+    def migrates(self, tid: npt.NDArray[np.integer], at: Numbers, time: Numbers) -> npt.NDArray[np.bool_]:
+        """Whether the kin of ``tid`` move each page at ``time`` or later; ``at``: its place among those that migrate."""
         found = np.zeros(len(at), dtype=bool)
-        found[self._keys.places(self._key(self._kin(tid), at))[0]] = True
+        there, key = self._keys.places(self._key(self._kin(tid), at))
+        found[there] = time[there] <= self._until[key]
         return found
 
     def _key(self, kin: Numbers, at: Numbers) -> Numbers:

@@ -38,8 +38,13 @@ def migrated(marks: pl.DataFrame) -> Migrated:
     """Of all marks of a trace."""
     sets = marks.filter(pl.col("code") == Code.SET).group_by("b", pl.col("d").fill_null(0)).agg(pl.col("time_ns").max())
     pages, of = every_page(sets)
-    last = pl.DataFrame({"page": pages, "until": sets["time_ns"].to_numpy()[of]}).group_by("page").agg(pl.all().max())
-    return Migrated(*(last.sort("page")[name].to_numpy() for name in ("page", "until")))
+    return Migrated(*latest(pages, sets["time_ns"].to_numpy()[of]))
+
+
+def latest(keys: Numbers, times: Numbers) -> tuple[Numbers, Numbers]:
+    """Each of ``keys`` once, in order, and the latest of its times."""
+    last = pl.DataFrame({"key": keys, "time": times}).group_by("key").agg(pl.col("time").max()).sort("key")
+    return last["key"].to_numpy(), last["time"].to_numpy()
 
 
 def every_page(sets: pl.DataFrame) -> tuple[Numbers, Numbers]:

@@ -100,8 +100,8 @@ class _Choice:
         if kin is not None:
             foreign = (area[there] >= 0) & exact[there]
             foreign[foreign] = ~kin.may_share(page[there[foreign]])
-            foreign[foreign] = ~kin.migrates(tid[there[foreign]], at[foreign])
             other = there[foreign]
+            other = other[~kin.migrates(tid[other], at[foreign], time[other])]
             exact[other] = False
             # an area may be of several VMAs; where another's pages at the same addresses are left out, each cell counts
             area[other] = len(near.starts) + np.searchsorted(near.cells, page[other], side="right")
