@@ -44,7 +44,7 @@ class Kin:
         return np.where(self._tids[at] == tid, self._of_tid[at], own) if len(self._tids) else own
 
     def migrates(self, tid: npt.NDArray[np.integer], at: Numbers, time: Numbers) -> npt.NDArray[np.bool_]:
-        """Whether the kin of ``tid`` move each page at ``time`` or later; ``at``: its place among those that migrate."""
+        """Whether the kin of ``tid`` move each page, ``at`` among those that migrate, at ``time`` or later."""
         found = np.zeros(len(at), dtype=bool)
         there, key = self._keys.places(self._key(self._kin(tid), at))
         found[there] = time[there] <= self._until[key]
