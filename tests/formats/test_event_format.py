@@ -19,8 +19,8 @@ def _decode(event: Event, *raws: bytes) -> dict[str, list]:
     data = np.frombuffer(b"".join(raw.ljust(width, b"\0") for raw in raws), np.uint8)
     at = np.arange(len(raws)) * width
     counted: dict[str, int] = {}
-    columns = rows.decode(
-        Rows(data.reshape(len(raws), width), 0),
+    columns = rows.arrays(
+        rows.extract(Rows(data.reshape(len(raws), width), 0)),
         Raws(data, at, np.array([len(raw) for raw in raws])),
         counted.__setitem__,
     )

@@ -6,7 +6,7 @@ import ring_buffer_naive as naive
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracekit.formats._ring_buffer import PageLayout, decode_pages
+from tracekit.formats._ring_buffer import PageLayout, decode_pages, sizes
 
 _DELTAS = st.integers(0, (1 << 27) - 1)
 _WIDE = st.one_of(st.integers(0, 1 << 40), st.integers(0, (1 << 59) - 1))
@@ -35,14 +35,18 @@ def _both(layout, data):
     )
 
 
+def _sizes(layout, data, events):
+    return sizes(np.frombuffer(data, f"{layout.order}u4"), events.place, events.length).tolist()
+
+
 @settings(max_examples=300, deadline=None)
 @given(_LAYOUTS, _PAGES)
 def test_both_decoders_agree(layout, pages):
     data = b"".join(naive.page(layout, *parts) for parts in pages)
     fast, (events, missed) = _both(layout, data)
     assert fast.problems.keys() <= {"event_too_short"}
-    assert fast.at.tolist() == [event.at for event in events]
-    assert fast.size.tolist() == [len(event.payload) for event in events]
+    assert (4 * fast.place).tolist() == [event.at for event in events]
+    assert _sizes(layout, data, fast) == [len(event.payload) for event in events]
     assert fast.page.tolist() == [event.page for event in events]
     assert fast.stamp.tolist() == [event.stamp for event in events]
     assert fast.missed.tolist() == missed
@@ -56,7 +60,7 @@ def test_every_type_len(words):
     fast, (events, _) = _both(layout, data)
     assert fast.stamp.tolist() == [event.stamp for event in events]
     assert fast.stamp.tolist()[-1] == 1012
-    assert fast.size.tolist() == ([4 * words or 400] if words != 1 else []) + [8]
+    assert _sizes(layout, data, fast) == ([4 * words or 400] if words != 1 else []) + [8]
 
 
 def test_events_lost_without_room_for_their_number():
@@ -74,10 +78,11 @@ def test_damaged_pages_end_where_they_are_damaged(count, random):
     for page in range(count):  # a commit that is possible, else nothing of the page is read
         data[page * 1024 + 8 : page * 1024 + 16] = (random.randrange(252) * 4).to_bytes(8, "little")
     fast = decode_pages(np.frombuffer(bytes(data), np.uint8), PageLayout(1024, 8, big_endian=False))
-    page = fast.at // 1024
+    at, size = 4 * fast.place, np.array(_sizes(layout, bytes(data), fast), np.int64)
+    page = at // 1024
     assert (page == fast.page).all()
-    assert ((fast.at + fast.size - 1) // 1024 == page).all()
-    assert (np.diff(fast.at)[np.diff(page) == 0] > 0).all()
+    assert ((at + size - 1) // 1024 == page).all()
+    assert (np.diff(at)[np.diff(page) == 0] > 0).all()
 
 
 def test_a_page_with_an_impossible_commit_is_counted():

@@ -49,16 +49,6 @@ class Rows(NamedTuple):
         return np.ascontiguousarray(self.matrix[:, place : place + size])
 
 
-class RowParts(NamedTuple):
-    """Rows in several pieces: columns are put together from these, as whole rows are dearer to put together."""
-
-    parts: Sequence[Rows]
-
-    def column(self, offset: int, dtype: np.dtype) -> np.ndarray:
-        """The number at ``offset`` of each event's data."""
-        return np.concatenate([part.column(offset, dtype) for part in self.parts])
-
-
 class Raws(NamedTuple):
     """The whole of the same events: ``data[at[i]:at[i] + size[i]]``."""
 
@@ -139,7 +129,7 @@ class EventRows:
         self.event = event
         self.row_bytes = max(event.fixed_size, 8)
         self.dynamic = any(field.dynamic for field in event.fields)
-        """Whether ``decode`` needs more than rows."""
+        """Whether ``arrays`` needs more than what ``extract`` finds."""
         by_name = {namer.field: namer for namer in namers(event.print_fmt)}
         names = _column_names(event)
         taken = set(names.values())
@@ -156,13 +146,17 @@ class EventRows:
 
     @property
     def types(self) -> list[tuple[str, pa.DataType]]:
-        """The columns that ``decode`` makes."""
+        """The columns that ``arrays`` makes."""
         types = []
         for column in self._plan:
             types.append((column.name, column.type))
             if column.companion is not None:
                 types.append((column.name + "_name", _columns.LABEL))
         return types
+
+    def place(self, field: Field) -> int:
+        """Which of the columns of ``extract`` is that of ``field``."""
+        return next(place for place, column in enumerate(self._plan) if column.field is field)
 
     def extract(self, rows: Rows) -> list[np.ndarray]:
         """What has a fixed place in ``rows``: int[n] or uint8[n, size] for each field, in the order of the plan.
@@ -192,12 +186,6 @@ class EventRows:
                 if companion is not None:
                     named.append((name + "_name", companion.column(values)))
         return named
-
-    def decode(self, rows: Rows | RowParts, raws: Raws, count: Count) -> Named:
-        """Columns of the events in ``rows``; see ``arrays``."""
-        parts = rows.parts if isinstance(rows, RowParts) else [rows]
-        pieces = [self.extract(part) for part in parts]
-        return self.arrays(pieces[0] if len(pieces) == 1 else joined(pieces), raws, count)
 
 
 def joined(pieces: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:

@@ -1,55 +1,70 @@
-"""Few events of a kind are put by until there are many: a batch costs half a millisecond, however few rows it has.
+"""Events are put by over several windows, as columns, until there are many of a kind.
 
-Measured on 175 kinds of events in windows of 16 MB: decoded window by window, half of all CPU went into overhead.
+A batch costs half a millisecond, however few rows it has. Measured on 175 kinds of events in windows of 16 MB: decoded
+window by window, half of all CPU went into overhead.
 """
 
-from tracekit.formats._trace_dat_batch import Events
+import threading
+from collections.abc import Callable
+from functools import partial
 
-BATCH_ROWS = 1 << 18
-MAX_BYTES = 64 << 20
-"""Of all that is put by; beyond that the largest go out first."""
-MAX_WIDTH = 1024
-"""Events of a kind are put by in rows as wide as the longest; longer ones are not."""
+from tracekit.formats._trace_dat_batch import Part
 
-Batch = list[Events]
-"""Events of one kind from several windows, in order of time."""
+BATCH_BYTES = 12 << 20
+BUDGET_BYTES = 64 << 20
+"""Of all that is put by; beyond that the largest go out."""
+
+Key = tuple[int, bool]
+"""common_type, and whether the events have the fields that their format says; if not, they go to another table."""
+
+
+class _Pile:
+    """What was put by of one kind."""
+
+    def __init__(self) -> None:
+        self.writing = threading.Lock()
+        self.parts: list[Part] = []
+        self.nbytes = 0
 
 
 class Backlog:
-    """What was put by of the events of one buffer."""
+    """What was put by of all kinds of one buffer; ``write`` gets what goes out, of a kind one call at a time."""
 
-    def __init__(self) -> None:
-        self._parts: dict[int, Batch] = {}
-        self._rows: dict[int, int] = {}
-        self._bytes: dict[int, int] = {}
+    def __init__(self, write: Callable[[Key, list[Part]], None]) -> None:
+        self.write = write
+        self._piles: dict[Key, _Pile] = {}
+        self._lock = threading.Lock()
 
-    def add(self, kind: int, events: Events) -> list[Batch]:
-        """Put ``events`` by; returns what is to be decoded now, in this order."""
-        rows, longest = len(events.at), int(events.size.max())
-        if rows >= BATCH_ROWS or longest > MAX_WIDTH:
-            return [*([self.take(kind)] if kind in self._parts else []), [events]]
-        part = events.copied(longest)
-        self._parts.setdefault(kind, []).append(part)
-        self._rows[kind] = self._rows.get(kind, 0) + rows
-        self._bytes[kind] = self._bytes.get(kind, 0) + len(part.arena) + 48 * rows
-        return [self.take(kind)] if self._rows[kind] >= BATCH_ROWS else []
+    def put(self, key: Key, part: Part) -> Callable[[], None] | None:
+        """Put ``part`` by; returns what is to be done once there are many."""
+        with self._lock:
+            pile = self._piles.setdefault(key, _Pile())
+            before = pile.nbytes
+            pile.parts.append(part)
+            pile.nbytes += part.nbytes
+            return partial(self._take, key) if before < BATCH_BYTES <= pile.nbytes else None
 
-    def take(self, kind: int) -> Batch:
-        """All events of a kind that were put by."""
-        del self._rows[kind], self._bytes[kind]
-        return self._parts.pop(kind)
+    def _take(self, key: Key) -> None:
+        pile = self._piles[key]
+        with pile.writing:  # what comes first is written first
+            with self._lock:
+                parts, pile.parts, pile.nbytes = pile.parts, [], 0
+            if parts:
+                self.write(key, parts)
 
-    def excess(self) -> list[int]:
-        """Kinds that must go out to stay within the memory."""
-        total = sum(self._bytes.values())
-        found = []
-        for kind in sorted(self._bytes, key=lambda kind: -self._bytes[kind]):
-            if total <= MAX_BYTES:
+    def excess(self) -> list[Callable[[], None]]:
+        """What is to be done, in any order, to stay within the memory."""
+        with self._lock:
+            sizes = {key: pile.nbytes for key, pile in self._piles.items()}
+        total = sum(sizes.values())
+        found: list[Callable[[], None]] = []
+        for key in sorted(sizes, key=lambda key: -sizes[key]):
+            if total <= BUDGET_BYTES:
                 break
-            found.append(kind)
-            total -= self._bytes[kind]
+            found.append(partial(self._take, key))
+            total -= sizes[key]
         return found
 
-    def kinds(self) -> list[int]:
-        """All of which something was put by."""
-        return list(self._parts)
+    def rest(self) -> list[Callable[[], None]]:
+        """What is to be done at the end, in any order; the largest first."""
+        return [partial(self._take, key) for key in sorted(self._piles, key=lambda key: -self._piles[key].nbytes)]

@@ -11,9 +11,9 @@ from tracekit import _columns
 from tracekit._columns import Bytes
 from tracekit.formats import Sink
 from tracekit.formats._event_format import EventFormat, Field, FormatTextError, parse_format
-from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws, RowParts
+from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws
 from tracekit.formats._perf_events import safe_name
-from tracekit.formats._trace_dat_batch import NO_CHAIN, Events, gather, joined, joined_chains
+from tracekit.formats._trace_dat_batch import NO_CHAIN, Events, Part, joined
 from tracekit.formats._trace_dat_symbols import Comms, Symbols
 from tracekit.formats._tracing_data import FormatText
 
@@ -23,6 +23,7 @@ _ADDRESSES = {"ip": "ip_name", "parent_ip": "parent_ip_name", "func": "func_name
 """Fields of ftrace's own events that hold an address of code, and the column with its name."""
 _STACKS = frozenset({"kernel_stack", "user_stack"})
 _I32, _U32 = np.dtype(np.int32), np.dtype(np.uint32)
+_PID = 4  # where all events have it
 _WIDTHS = frozenset({4, 8})
 """Of an address; a field of another size is no number, whatever its name."""
 
@@ -98,13 +99,22 @@ class _Layout:
         # the place of variable data has four bytes, whatever a damaged format says
         dynamic = max((field.offset + 4 for field in fixed if field.dynamic), default=0)
         self.row_bytes = max(self.rows.row_bytes, dynamic, self.tail.offset if self.tail else 0)
-        self.counter = next((f for f in fixed if stack and f.name == "size" and f.size in _WIDTHS), None)
-        pointers = {field.name: field for field in fixed if event.system == "ftrace" and field.size in _WIDTHS}
-        self.text = pointers.get("str") if event.name == "bputs" else None
-        self.pattern = pointers.get("fmt") if event.name == "bprint" else None
-        self.addresses = [field for name, field in pointers.items() if name in _ADDRESSES]
+        own = {
+            field.name: field
+            for field in fixed
+            if event.system == "ftrace" and field.size in _WIDTHS and not field.array and not field.dynamic
+        }
+        self.counter = own.get("size") if stack else None
+        self.text = own.get("str") if event.name == "bputs" else None
+        self.pattern = own.get("fmt") if event.name == "bprint" else None
+        self.addresses = [field for name, field in own.items() if name in _ADDRESSES]
         self.variable = self.rows.dynamic or self.tail is not None
         self.swaps = _swaps((*event.common, *fixed)) if big_endian else []
+
+    def numbers(self, part: Part, field: Field) -> np.ndarray:
+        """uint64[n] values of a field that is one number, whatever its sign."""
+        values = part.fields[self.rows.place(field)]
+        return values.view(f"u{values.itemsize}").astype(np.uint64)
 
 
 def _swaps(fields: Sequence[Field]) -> list[tuple[int, int, int]]:
@@ -129,90 +139,88 @@ class Decoder(NamedTuple):
     symbols: Symbols
     big_endian: bool
 
-    def decode(self, parts: Sequence[Events], event: TraceEvent) -> None:
-        """Hand on the rows of ``parts``, all of which are of ``event``."""
+    def extract(self, events: Events, event: TraceEvent) -> list[tuple[bool, Part]]:
+        """Take the columns of ``events``, all of which are of ``event``, out of their window.
+
+        Those that are not as long as their format says are kept as bytes: they come in a part of their own, not whole.
+        """
         layout = event.layout(self.note, big_endian=self.big_endian)
         if layout is None:
-            self._write_raw(parts, event, "event_without_format")
-            return
-        parts = self._whole(parts, event, layout.row_bytes)
-        if not parts:
-            return
-        raws = NO_RAWS
-        if layout.variable:
-            events = joined(parts)
-            parts, raws = [events], Raws(events.arena, events.at, events.size)
-        rows = RowParts([part.rows(layout.row_bytes) for part in parts])
+            return [(False, self._raw_part(events))]
+        if events.length.min() >= (layout.row_bytes + 3) // 4:  # 0 for those that are long
+            return [(True, self._part(events, layout))]
+        whole = events.size >= layout.row_bytes
+        found = []
+        if not whole.all():
+            found.append((False, self._raw_part(events.pick(np.flatnonzero(~whole)))))
+        if whole.any():
+            found.append((True, self._part(events.pick(np.flatnonzero(whole)), layout)))
+        return found
+
+    def _part(self, events: Events, layout: _Layout) -> Part:
+        rows = events.rows(layout.row_bytes)
         for offset, size, number in layout.swaps:
-            for part in rows.parts:
-                _swap(part.matrix, offset, size, number)
-        columns = self._common(parts, rows.column(4, _I32))
-        columns += layout.rows.decode(rows, raws, self.note)
+            _swap(rows.matrix, offset, size, number)
+        raws = events.raws() if layout.variable else NO_RAWS
+        return _part(events, rows.column(_PID, _I32), layout.rows.extract(rows), raws)
+
+    def _raw_part(self, events: Events) -> Part:
+        tid = events.rows(8).column(_PID, np.dtype(">i4" if self.big_endian else "<i4"))
+        return _part(events, tid.astype(np.int32), [], events.raws())
+
+    def write(self, parts: Sequence[Part], event: TraceEvent, *, whole: bool) -> None:
+        """Hand on the rows of ``parts``, all of which are of ``event`` and whole or not."""
+        part = joined(parts)
+        columns = self._common(part)
+        layout = event.layout(self.note, big_endian=self.big_endian)
+        if layout is None or not whole:
+            raws = part.raws
+            self.note("event_without_format" if layout is None else "event_shorter_than_format", len(raws.at))
+            raw = _columns.binary(raws.data, raws.at, raws.at + raws.size)
+            self._append(event.raw_table, event, [*columns, ("raw", raw)])
+            return
+        columns += layout.rows.arrays(part.fields, part.raws, self.note)
         for field in layout.addresses:
-            kind = np.dtype(f"u{field.size}")
-            names = self.symbols.column(rows.column(field.offset, kind).astype(np.uint64))
-            columns.append((_ADDRESSES[field.name], names))
+            columns.append((_ADDRESSES[field.name], self.symbols.column(layout.numbers(part, field))))
         if layout.tail is not None:
-            columns += self._tail(raws, layout, rows)
+            columns += self._tail(part, layout)
         if layout.text is not None:  # bputs: the pointer's string
             known = self.symbols.printk_formats
-            pointers = rows.column(layout.text.offset, np.dtype(f"u{layout.text.size}")).tolist()
+            pointers = layout.numbers(part, layout.text).tolist()
             columns.append(("buf", _columns.texts([known.get(one, hex(one)).removesuffix("\n") for one in pointers])))
         self._append(event.table, event, columns)
 
-    def _whole(self, parts: Sequence[Events], event: TraceEvent, row_bytes: int) -> list[Events]:
-        """Those that are as long as their format says; the others are kept as bytes."""
-        found = []
-        for part in parts:
-            whole = part.size >= row_bytes
-            if whole.all():
-                found.append(part)
-                continue
-            self._write_raw([part.pick(np.flatnonzero(~whole))], event, "event_shorter_than_format")
-            if whole.any():
-                found.append(part.pick(np.flatnonzero(whole)))
-        return found
-
-    def _write_raw(self, parts: Sequence[Events], event: TraceEvent, problem: str) -> None:
-        """What has no format, or is shorter than it says, is kept as bytes."""
-        events = joined(parts)
-        self.note(problem, len(events.at))
-        raw = _columns.binary(events.arena, events.at, events.at + events.size)
-        head = np.ascontiguousarray(gather(events.arena, events.at, 8)[:, 4:]).view(">i4" if self.big_endian else "<i4")
-        columns = self._common([events], head.reshape(-1).astype(np.int32))
-        self._append(event.raw_table, event, [*columns, ("raw", raw)])
-
-    def _common(self, parts: Sequence[Events], tid: np.ndarray) -> Named:
-        # copies even of a single part: what it is a piece of, a window's, would live as long as it
-        time_ns, cpu, seq = (np.concatenate([part[column] for part in parts]) for column in (3, 4, 5))
-        chain = joined_chains([(len(part.at), part.chain) for part in parts])
+    def _common(self, part: Part) -> Named:
+        time_ns, cpu, tid, seq = part.common
+        if part.chain is None:
+            chain = _columns.nulls(_U32, len(tid))
+        else:
+            chain = _columns.numbers(part.chain, part.chain != NO_CHAIN)
         return [
             ("time_ns", _columns.numbers(time_ns)),
             ("cpu", _columns.numbers(cpu)),
             ("pid", _columns.nulls(_I32, len(tid))),
             ("tid", _columns.known(tid)),
             ("comm", self.comms.column(tid)),
-            (
-                "callchain_id",
-                _columns.nulls(_U32, len(tid)) if chain is None else _columns.numbers(chain, chain != NO_CHAIN),
-            ),
+            ("callchain_id", chain),
             ("seq", _columns.numbers(seq.view(np.uint64))),
         ]
 
-    def _tail(self, events: Raws, layout: _Layout, rows: RowParts) -> Named:
+    def _tail(self, part: Part, layout: _Layout) -> Named:
         """The field that fills the rest of the record."""
-        field = layout.tail
+        field, events = layout.tail, part.raws
         assert field is not None
         begin, end = events.at + field.offset, events.at + events.size
         if layout.event.system == "ftrace" and layout.event.name == "print":
             return [(field.name, _line(events.data, begin, end))]
         if layout.pattern is not None:
-            texts = _bprint(self.symbols, rows, layout.pattern, events, field, self.big_endian)
+            patterns = layout.numbers(part, layout.pattern).tolist()
+            texts = _bprint(self.symbols, patterns, layout.pattern.size, events, field, self.big_endian)
             return [(field.name, _columns.texts(texts))]
         width = _width(field, layout)
         length = (end - begin) // width
         if layout.counter is not None:
-            stored = rows.column(layout.counter.offset, np.dtype(f"i{layout.counter.size}")).astype(np.int64)
+            stored = layout.numbers(part, layout.counter).astype(f"i{layout.counter.size}").astype(np.int64)
             length = np.clip(stored, 0, length)
         flat, offsets = _columns.pick(events.data, begin, begin + length * width)
         kind = np.dtype((">" if self.big_endian else "<") + f"u{width}")
@@ -228,18 +236,17 @@ class Decoder(NamedTuple):
 
 
 def _bprint(  # noqa: PLR0913, PLR0917 - where the parts of an event are
-    symbols: Symbols, rows: RowParts, pointer: Field, events: Raws, tail: Field, big_endian: bool
+    symbols: Symbols, patterns: list[int], width: int, events: Raws, tail: Field, big_endian: bool
 ) -> list[str]:
     from tracekit.formats._trace_dat_printk import format_binary  # noqa: PLC0415 - few traces have such events
 
-    addresses = rows.column(pointer.offset, np.dtype(f"u{pointer.size}")).tolist()
     begin = (events.at + tail.offset).tolist()
     end = (events.at + events.size).tolist()
     data = events.data.data
     order = ">" if big_endian else "<"
     return [
-        format_binary(symbols, address, bytes(data[first:last]), pointer.size, order)
-        for address, first, last in zip(addresses, begin, end, strict=True)
+        format_binary(symbols, pattern, bytes(data[first:last]), width, order)
+        for pattern, first, last in zip(patterns, begin, end, strict=True)
     ]
 
 
@@ -265,6 +272,13 @@ def _line(arena: Bytes, begin: Places, end: Places) -> pa.Array:
         last = np.minimum(last, np.where(place < len(zeros), zeros[np.minimum(place, len(zeros) - 1)], len(flat)))
     newline = (last > first) & (flat.take(np.maximum(last - 1, 0), mode="clip") == 10) if len(flat) else last > first
     return _columns.strings(flat, first, last - newline)
+
+
+def _part(events: Events, tid: np.ndarray, fields: list[np.ndarray], raws: Raws) -> Part:
+    """Copies of all that is to be kept: what was a piece of a window's columns would keep all of these alive."""
+    cpu, seq = events.sources()
+    chain = None if events.chain is None else events.chain.copy()
+    return Part([events.time_ns.copy(), cpu, tid, seq], fields, chain, raws)
 
 
 def _swap(matrix: np.ndarray, offset: int, size: int, number: int) -> None:

@@ -80,7 +80,8 @@ def _layout(contents: Contents, number: int, *, is_exit: bool) -> _Layout | None
 
 def _read(events: Events, layout: _Layout, lost: dict[int, np.ndarray]) -> GraphEvents:
     events = events.pick(np.flatnonzero(events.size >= layout.row_bytes))
-    rows, count = events.rows(layout.row_bytes), len(events.at)
+    rows, count = events.rows(layout.row_bytes), len(events.place)
+    cpu, seq = events.sources()
 
     def part(name: str) -> np.ndarray:
         return rows.column(*layout.fields[name]).astype(np.int64)
@@ -90,15 +91,15 @@ def _read(events: Events, layout: _Layout, lost: dict[int, np.ndarray]) -> Graph
     duration = np.maximum(part("rettime") - part("calltime"), -1) if timed else none
     return GraphEvents(
         events.time_ns,
-        events.cpu,
+        cpu,
         part("common_pid").astype(np.int32),
         np.full(count, layout.is_exit),
         np.clip(part("depth"), 0, _MOST_DEPTH - 1),
         part("func").view(np.uint64),
         duration,
         part("overrun") if layout.is_exit and "overrun" in layout.fields else none,
-        events.seq,
-        _gaps(events.cpu, events.seq, lost),
+        seq,
+        _gaps(cpu, seq, lost),
     )
 
 

@@ -8,7 +8,6 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,8 +18,8 @@ from tracekit import _columns
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
 from tracekit.formats._perf_events import safe_name
-from tracekit.formats._trace_dat_backlog import Backlog, Batch
-from tracekit.formats._trace_dat_batch import Events
+from tracekit.formats._trace_dat_backlog import Backlog, Key
+from tracekit.formats._trace_dat_batch import Events, Part
 from tracekit.formats._trace_dat_clock import Clock
 from tracekit.formats._trace_dat_events import Decoder, EventTables
 from tracekit.formats._trace_dat_graph import CallGraph
@@ -140,31 +139,37 @@ class _Buffer:
         self.tables = EventTables(walk.contents.formats, walk.options.events, root)
         calls = CallGraph(walk.sink, f"{root}function_graph", walk.symbols)
         self.graph = GraphReader(walk.contents, self.tables, calls)
-        self.backlog = Backlog()
+        self.backlog = Backlog(self._write)
 
     def tasks(self, window: Window) -> list[Task]:
         """What there is to do for a window, in any order."""
         self._write_lost(window.lost)
         kinds = self._by_kind(window)
-        ready = {kind: batches for kind, events in kinds.items() if (batches := self.backlog.add(kind, events))}
-        ready |= {kind: [self.backlog.take(kind)] for kind in self.backlog.excess()}
+        tasks = []
+        for kind, events in kinds.items():
+            for whole, part in self.walk.decoder.extract(events, self.tables.event(kind)):
+                full = self.backlog.put((kind, whole), part)
+                if full is not None:
+                    tasks.append(full)
         graph = self.graph.task(kinds)
-        return self._tasks(ready) + ([graph] if graph is not None else [])
+        return [*tasks, *self.backlog.excess(), *([graph] if graph is not None else [])]
+
+    def _write(self, key: Key, parts: list[Part]) -> None:
+        kind, whole = key
+        self.walk.decoder.write(parts, self.tables.event(kind), whole=whole)
 
     def _by_kind(self, window: Window) -> dict[int, Events]:
         """The events that are wanted."""
         if not window.cpus:
             return {}
-        parts = [(cpu, self._wanted(events)) for cpu, events in window.cpus]
-        events = joined([part for _, part in parts])
-        cpu = np.repeat([cpu for cpu, _ in parts], [len(part.at) for _, part in parts]).astype(np.int32)
+        events = joined([self._wanted(events) for events in window.cpus])
         # CPUs come in order, events of each in order of their place: a stable sort by time orders by all three
         order = np.argsort(events.time_ns, kind="stable")
         counts = np.bincount(events.kind)
         order = order.take(np.argsort(_short_keys(events.kind, counts).take(order), kind="stable"))
-        at, size, time_ns, seq = (column.take(order) for column in events[:4])
         chain = None if events.chain is None else events.chain.take(order)
-        every = Events(window.arena, at, size, time_ns, cpu.take(order), seq, chain)
+        place, length, time_ns = events.place.take(order), events.length.take(order), events.time_ns.take(order)
+        every = Events(window.arena, place, length, time_ns, chain)
         ends = np.cumsum(counts)
         places = {kind: slice(ends[kind] - counts[kind], ends[kind]) for kind in np.flatnonzero(counts).tolist()}
         return {kind: every.pick(place) for kind, place in places.items()}
@@ -178,16 +183,7 @@ class _Buffer:
 
     def rest(self) -> list[Task]:
         """What is left to do after the last window."""
-        return self._tasks({kind: [self.backlog.take(kind)] for kind in self.backlog.kinds()})
-
-    def _tasks(self, ready: dict[int, list[Batch]]) -> list[Task]:
-        """The largest first."""
-        rows = {kind: sum(len(part.at) for batch in batches for part in batch) for kind, batches in ready.items()}
-        return [partial(self._decode, ready[kind], kind) for kind in sorted(rows, key=lambda kind: -rows[kind])]
-
-    def _decode(self, batches: list[Batch], kind: int) -> None:
-        for batch in batches:
-            self.walk.decoder.decode(batch, self.tables.event(kind))
+        return self.backlog.rest()
 
     def _write_lost(self, lost: list[Lost]) -> None:
         if not lost:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tracekit._columns import Bytes, pick
+from tracekit._columns import pick
 from tracekit.formats import Sink
 from tracekit.formats._event_format import Field, FormatTextError, parse_format
 from tracekit.formats._perf_callchain import CallchainIds
-from tracekit.formats._trace_dat_batch import no_chains
+from tracekit.formats._ring_buffer import Lengths, sizes
+from tracekit.formats._trace_dat_batch import Arena, no_chains
 from tracekit.formats._trace_dat_events import EventTables
 from tracekit.formats._trace_dat_header import Contents
 from tracekit.formats._trace_dat_window import CpuEvents
@@ -47,30 +48,30 @@ class Stacks:
             if (found := _layout(number, contents)) is not None
         ]
 
-    def attach(self, arena: Bytes, events: CpuEvents, fresh: int) -> CpuEvents:
+    def attach(self, arena: Arena, events: CpuEvents, fresh: int) -> CpuEvents:
         """``events`` of one CPU, with ``chain`` of those that have a stack among those from ``fresh`` on."""
         for layout in self.kernel:
             mine = fresh + np.flatnonzero(events.kind[fresh:] == layout.number)
             if len(mine):
                 if events.chain is None:
-                    events = events._replace(chain=no_chains(len(events.at)))
+                    events = events._replace(chain=no_chains(len(events.place)))
                 assert events.chain is not None
-                ids = self._ids(arena, events.at[mine], events.size[mine], layout)
-                # as they stand: whether two are of one task does not depend on the byte order
-                tid = arena.view(np.uint32).take((events.at >> 2) + 1)
+                ids = self._ids(arena, events.place[mine], events.length[mine], layout)
+                tid = arena.words.take(events.place + 1)
                 _attach(np.isin(events.kind, self.all), tid, events.chain, mine, ids)
         return events
 
-    def _ids(self, arena: Bytes, at: Places, size: Places, layout: _StackLayout) -> np.ndarray:
+    def _ids(self, arena: Arena, place: Places, words: Lengths, layout: _StackLayout) -> np.ndarray:
         """uint32[n] numbers of the chains."""
-        length = np.maximum(size - layout.offset, 0) // layout.width
+        length = np.maximum(sizes(arena.words, place, words) - layout.offset, 0) // layout.width
+        at = place << 2
         if layout.counter is not None:
-            place = at[:, None] + layout.counter.offset + np.arange(layout.counter.size)
+            counter = at[:, None] + layout.counter.offset + np.arange(layout.counter.size)
             kind = np.dtype(f"{self.order}i{layout.counter.size}")
-            stored = np.ascontiguousarray(arena.take(place, mode="clip")).view(kind).reshape(-1).astype(np.int64)
+            stored = np.ascontiguousarray(arena.data.take(counter, mode="clip")).view(kind).reshape(-1).astype(np.int64)
             length = np.clip(stored, 0, length)
         begin = at + layout.offset
-        flat, offsets = pick(arena, begin, begin + length * layout.width)
+        flat, offsets = pick(arena.data, begin, begin + length * layout.width)
         ips = flat.view(np.dtype(f"{self.order}u{layout.width}")).astype(np.uint64)
         starts = offsets[:-1] // layout.width
         if layout.counter is None:

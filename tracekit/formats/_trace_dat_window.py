@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tracekit._columns import Bytes
-from tracekit.formats._ring_buffer import PageLayout, decode_pages
-from tracekit.formats._trace_dat_batch import joined_chains
+from tracekit.formats._ring_buffer import Lengths, PageLayout, decode_pages
+from tracekit.formats._trace_dat_batch import Arena, joined_chains
 from tracekit.formats._trace_dat_clock import Clock
 from tracekit.formats._trace_dat_header import BufferInfo
 from tracekit.formats._trace_dat_stream import Stream
 
-WINDOW_BYTES = 8 << 20
+WINDOW_BYTES = 16 << 20
 SLACK_BYTES = 1 << 16
 """Behind the pages, so that rows of an event may be copied in their full width wherever it stands."""
 
@@ -29,10 +29,9 @@ Count = Callable[..., None]
 class CpuEvents(NamedTuple):
     """Events of one CPU in their order; parallel arrays."""
 
-    at: Places  # of the event's data in the window
-    size: Places
+    place: Places  # of the event's data in the window, in words
+    length: Lengths
     time_ns: Places
-    seq: Places
     kind: np.ndarray  # uint16: common_type
     chain: np.ndarray | None  # uint32, NO_CHAIN: none; None: none has any
 
@@ -45,9 +44,9 @@ def joined(parts: Sequence[CpuEvents]) -> CpuEvents:
     """All ``parts``, one behind the other."""
     if len(parts) == 1:
         return parts[0]
-    at, size, time_ns, seq, kind = (np.concatenate([part[column] for part in parts]) for column in range(5))
-    chain = joined_chains([(len(part.at), part.chain) for part in parts])
-    return CpuEvents(at, size, time_ns, seq, kind, chain)
+    place, length, time_ns, kind = (np.concatenate([part[column] for part in parts]) for column in range(4))
+    chain = joined_chains([(len(part.place), part.chain) for part in parts])
+    return CpuEvents(place, length, time_ns, kind, chain)
 
 
 class Lost(NamedTuple):
@@ -62,13 +61,13 @@ class Lost(NamedTuple):
 class Window(NamedTuple):
     """Events of all CPUs up to a time."""
 
-    arena: Bytes
-    cpus: list[tuple[int, CpuEvents]]
+    arena: Arena
+    cpus: list[CpuEvents]  # in the order of their numbers
     lost: list[Lost]
     done_bytes: int  # of the file, read so far
 
 
-Attach = Callable[[Bytes, CpuEvents, int], CpuEvents]
+Attach = Callable[[Arena, CpuEvents, int], CpuEvents]
 
 
 class _Cpu:
@@ -95,12 +94,12 @@ class _Cpu:
 
     def add(self, events: CpuEvents) -> None:
         """``events`` are what waits now."""
-        self.waiting = events if len(events.at) else None
+        self.waiting = events if len(events.place) else None
 
-    def wait(self, events: CpuEvents, page_bytes: int) -> None:
+    def wait(self, events: CpuEvents, page_words: int) -> None:
         """``events`` are what waits for the next window."""
         self.add(events)
-        page = events.at // page_bytes
+        page = events.place // page_words
         self.pages = page[
             np.concatenate((np.zeros(1, np.int64), 1 + np.flatnonzero(page[1:] != page[:-1])))[: len(page)]
         ]
@@ -125,7 +124,7 @@ class Windows:
         ]
         self.cpus.sort(key=lambda cpu: cpu.cpu)
         self._lost: list[Lost] = []
-        self._arena: Bytes = np.empty(0, np.uint8)
+        self._arena = self._pages(np.empty(0, np.uint8), [(np.empty(0, np.int32), np.empty(0, np.int64))])
         self._spare: list[Bytes] = []
 
     def __iter__(self) -> Iterator[Window]:
@@ -140,19 +139,28 @@ class Windows:
         active = sum(not cpu.stream.exhausted for cpu in self.cpus)
         hungry = [cpu for cpu in self.cpus if cpu.wants(WINDOW_BYTES // page_bytes // max(2 * active, 1))]
         kept = sum(len(cpu.pages) for cpu in self.cpus) * page_bytes
-        share = max((WINDOW_BYTES - kept) // max(len(hungry), 1) // page_bytes, 1) * page_bytes
+        # a CPU whose time is far ahead may keep a whole window waiting: the others still get on
+        room = max(WINDOW_BYTES - kept, WINDOW_BYTES // 4)
+        share = max(room // max(len(hungry), 1) // page_bytes, 1) * page_bytes
         arena = self._room(kept + sum(min(share, cpu.stream.most_bytes) for cpu in hungry) + SLACK_BYTES)
-        begin = position = self._keep(arena)
+        pages = [self._keep(arena)]  # of each piece: CPU and shift
+        begin = position = len(pages[0][0]) * page_bytes
         spans = []
         for cpu in hungry:
             seq = cpu.stream.seq
             got = cpu.stream.read_into(arena[position : position + min(share, len(arena) - SLACK_BYTES - position)])
             spans.append((cpu, position, got, seq))
+            count = got // page_bytes
+            pages.append((np.full(count, cpu.cpu, np.int32), np.full(count, seq - position)))
             position += got
         arena[position : position + SLACK_BYTES] = 0
-        self._arena = arena[: position + SLACK_BYTES]
+        self._arena = self._pages(arena[: position + SLACK_BYTES], pages)
         if position > begin:
             self._take_in(begin, position, spans)
+
+    def _pages(self, data: Bytes, pages: Sequence[tuple[np.ndarray, Places]]) -> Arena:
+        cpu, shift = (np.concatenate(column) for column in zip(*pages, strict=True))
+        return Arena(data, data.view(self.layout.dtype("u4")), self.layout.page_bytes // 4, cpu, shift)
 
     def _room(self, size: int) -> Bytes:
         """An array for the next window: the one before last, if it is large enough, which saves the kernel clearing it.
@@ -165,36 +173,31 @@ class Windows:
         self._spare.append(spare)
         return spare[:size]
 
-    def _keep(self, arena: Bytes) -> int:
-        """Copy the pages that waiting events are in; returns where they end."""
-        page_bytes = self.layout.page_bytes
-        old = self._arena[: len(self._arena) // page_bytes * page_bytes].reshape(-1, page_bytes)
-        first = 0
+    def _keep(self, arena: Bytes) -> tuple[np.ndarray, Places]:
+        """Copy the pages that waiting events are in; returns ``cpu`` and ``shift`` of each; see Arena."""
+        page_bytes, page_words = self.layout.page_bytes, self.layout.page_bytes // 4
+        old = self._arena.data[: len(self._arena.cpu) * page_bytes].reshape(-1, page_bytes)
+        kept = np.concatenate([np.empty(0, np.int64), *(cpu.pages for cpu in self.cpus)])
+        np.take(old, kept, axis=0, out=arena[: len(kept) * page_bytes].reshape(-1, page_bytes), mode="clip")
+        moved = np.zeros(len(old), np.int64)  # pages further to the end
+        moved[kept] = np.arange(len(kept)) - kept
         for cpu in self.cpus:
-            if cpu.waiting is None:
-                continue
-            count = len(cpu.pages)
-            arena[first * page_bytes : (first + count) * page_bytes].reshape(count, page_bytes)[:] = old[cpu.pages]
-            page = cpu.waiting.at // page_bytes
-            moved = np.zeros(len(old), np.int64)
-            moved[cpu.pages] = (np.arange(first, first + count) - cpu.pages) * page_bytes
-            cpu.waiting = cpu.waiting._replace(at=cpu.waiting.at + moved.take(page))
-            cpu.pages = np.arange(first, first + count)
-            first += count
-        return first * page_bytes
+            if cpu.waiting is not None:
+                by = (moved * page_words).take(cpu.waiting.place // page_words)
+                cpu.waiting = cpu.waiting._replace(place=cpu.waiting.place + by)
+                cpu.pages = cpu.pages + moved.take(cpu.pages)
+        return self._arena.cpu.take(kept), self._arena.shift.take(kept) - moved.take(kept) * page_bytes
 
     def _take_in(self, begin: int, end: int, spans: list[tuple[_Cpu, int, int, int]]) -> None:
         """Decode the pages at ``[begin, end)`` of the arena and give each CPU its own."""
         page_bytes = self.layout.page_bytes
-        found = decode_pages(self._arena[begin:end], self.layout)
+        found = decode_pages(self._arena.data[begin:end], self.layout)
         for problem, number in found.problems.items():
             self.count(problem, number)
-        at = found.at
-        at += begin
-        head = self._arena.view(np.uint32).take(at >> 2)
-        if self.layout.big_endian:
-            head = head.byteswap() >> np.uint32(16)
-        kind = head.astype(np.uint16)
+        place = found.place
+        place += begin // 4
+        head = self._arena.words.take(place)
+        kind = (head >> np.uint32(16) if self.layout.big_endian else head).astype(np.uint16)
         ends = np.concatenate((np.zeros(1, np.int64), np.cumsum(found.counts)))
         for cpu, start, size, seq in spans:
             first = (start - begin) // page_bytes
@@ -202,9 +205,7 @@ class Windows:
             self._note_lost(cpu, found.missed[first:last], found.first_stamp[first:last], seq)
             part = slice(int(ends[first]), int(ends[last]))
             time_ns = self.clock.times(found.stamp[part], cpu.number)
-            self._append(
-                cpu, CpuEvents(at[part], found.size[part], time_ns, at[part] + (seq - start), kind[part], None)
-            )
+            self._append(cpu, CpuEvents(place[part], found.length[part], time_ns, kind[part], None))
 
     def _note_lost(self, cpu: _Cpu, missed: Places, stamp: np.ndarray, seq: int) -> None:
         places = np.flatnonzero(missed)
@@ -213,13 +214,13 @@ class Windows:
             self._lost.append(Lost(time_ns, cpu.cpu, count, seq + place * self.layout.page_bytes))
 
     def _append(self, cpu: _Cpu, events: CpuEvents) -> None:
-        if len(events.at) == 0:
+        if len(events.place) == 0:
             return
         cpu.rising &= bool((events.time_ns[1:] >= events.time_ns[:-1]).all()) and cpu.latest <= int(events.time_ns[0])
         cpu.latest = max(cpu.latest, int(events.time_ns[-1] if cpu.rising else events.time_ns.max()))
         old = 0
         if cpu.waiting is not None:
-            old = len(cpu.waiting.at)
+            old = len(cpu.waiting.place)
             events = joined([cpu.waiting, events])
         cpu.add(self.attach(self._arena, events, old))
 
@@ -229,11 +230,11 @@ class Windows:
         for cpu in self.cpus:
             if cpu.waiting is None:
                 continue
-            row = len(cpu.waiting.at)
+            row = len(cpu.waiting.place)
             if horizon is not None and not self._crowded(cpu):
                 row = cpu.before(horizon)
-            parts.append((cpu.cpu, cpu.waiting.part(slice(0, row))))
-            cpu.wait(cpu.waiting.part(slice(row, None)), self.layout.page_bytes)
+            parts.append(cpu.waiting.part(slice(0, row)))
+            cpu.wait(cpu.waiting.part(slice(row, None)), self.layout.page_bytes // 4)
         lost, self._lost = self._lost, []
         return Window(self._arena, parts, lost, sum(cpu.stream.done_bytes for cpu in self.cpus))
 
