@@ -9,8 +9,7 @@ import numpy.typing as npt
 import polars as pl
 
 from tracekit.machine.reconstruct.events import MAP_ANONYMOUS, Code
-from tracekit.machine.reconstruct.folios import IMAGE
-from tracekit.machine.reconstruct.prune import Numbers, every_page, latest, migrated, spans
+from tracekit.machine.reconstruct.prune import Cover, Numbers, every_page, images, latest, migrated, spans
 from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import MAP_SHARED, MAP_TYPE
 
@@ -18,7 +17,11 @@ _TIES = (Code.NEWTASK, Code.FORK, Code.TASK)
 
 
 class Kin:
-    """Answers for one trace."""
+    """Answers for one trace.
+
+    Attributes:
+        shared: where a file, or what strangers share, was ever mapped.
+    """
 
     def __init__(self, cycle: pl.DataFrame, marks: pl.DataFrame) -> None:
         tids, self._of_tid = _kin(cycle)
@@ -31,11 +34,7 @@ class Kin:
         self._keys = Sieve(keys)
         calls = cycle.filter(pl.col("code") == Code.MMAP)
         of_file = calls.filter((pl.col("d") & MAP_ANONYMOUS == 0) | (pl.col("d") & MAP_TYPE).is_in(MAP_SHARED))
-        image = spans(cycle.filter(pl.col("code") == Code.MAP), "a", "b")
-        image[1] += IMAGE
-        low, high = np.concatenate([spans(of_file, "ret", "b"), image], axis=1)
-        order = np.argsort(low, kind="stable")
-        self._low, self._high = low[order], np.maximum.accumulate(high[order]) if len(low) else high
+        self.shared = Cover(np.concatenate([spans(of_file, "ret", "b"), images(cycle)], axis=1))
 
     def _kin(self, tid: npt.NDArray[np.integer]) -> Numbers:
         """A thread of no kin is its own, by a number that no kin has."""
@@ -44,7 +43,7 @@ class Kin:
         return np.where(self._tids[at] == tid, self._of_tid[at], own) if len(self._tids) else own
 
     def migrates(self, tid: npt.NDArray[np.integer], at: Numbers, time: Numbers) -> npt.NDArray[np.bool_]:
-        """Whether the kin of ``tid`` move each page, ``at`` among those that migrate, at ``time`` or later."""
+        """Whether the kin of ``tid`` move each page, the ``at``-th of those that migrate, at ``time`` or later."""
         found = np.zeros(len(at), dtype=bool)
         there, key = self._keys.places(self._key(self._kin(tid), at))
         found[there] = time[there] <= self._until[key]
@@ -53,13 +52,6 @@ class Kin:
     def _key(self, kin: Numbers, at: Numbers) -> Numbers:
         """One number for both."""
         return kin * np.int64(len(self._moved)) + at
-
-    def may_share(self, page: Numbers) -> npt.NDArray[np.bool_]:
-        """Whether a file, or what strangers share, was ever mapped at ``page``."""
-        if not len(self._low):
-            return np.zeros(len(page), dtype=bool)
-        at = np.searchsorted(self._low, page, side="right") - 1
-        return (at >= 0) & (page < self._high[at])
 
 
 def kin_of(cycle: pl.DataFrame, marks: pl.DataFrame) -> Kin | None:

@@ -81,8 +81,7 @@ def areas(cycle: pl.DataFrame, pages: Numbers) -> Areas:
     every += [to := spans(moved, "ret", "c")]
     heaps = cycle.filter((pl.col("code") == Code.BRK) & (pl.col("b") > 0))
     every += [spans(heaps.select("b", grown=pl.col("ret") - pl.col("b")), "b", "grown")]
-    images = cycle.filter(pl.col("code") == Code.MAP)
-    every += [np.stack([spans(images, "a", "b")[0], spans(images, "a", "b")[1] + IMAGE])]
+    every += [images(cycle)]
     low, high = np.concatenate(every, axis=1)
     cells = np.unique(np.concatenate([low, high]))
     order = np.argsort(low, kind="stable")
@@ -103,6 +102,25 @@ def spans(calls: pl.DataFrame, start: str, length: str) -> Numbers:
     )
     first = done[start].to_numpy() >> 12
     return np.stack([first, first + ((done[length].to_numpy() + 4095) >> 12)])
+
+
+def images(cycle: pl.DataFrame) -> Numbers:
+    """int64[2, n]: first page and end of what each mapped ELF segment says is of its image."""
+    low, high = spans(cycle.filter(pl.col("code") == Code.MAP), "a", "b")
+    return np.stack([low, high + IMAGE])
+
+
+class Cover:
+    """Whether pages lie in any of ``spans``, int64[2, n]."""
+
+    def __init__(self, spans: Numbers) -> None:
+        order = np.argsort(spans[0], kind="stable")
+        self._low = spans[0][order]
+        self._high = np.append(np.maximum.accumulate(spans[1][order]), np.iinfo(np.int64).min)
+
+    def holds(self, page: Numbers) -> npt.NDArray[np.bool_]:
+        """Of each page."""
+        return page < self._high[np.searchsorted(self._low, page, side="right") - 1]
 
 
 def mappings(cycle: pl.DataFrame, near: Areas) -> pl.DataFrame:

@@ -13,7 +13,7 @@ import polars as pl
 
 from tracekit.machine.reconstruct.events import WRITE, Code
 from tracekit.machine.reconstruct.kin import Kin
-from tracekit.machine.reconstruct.prune import Areas, Migrated, Numbers
+from tracekit.machine.reconstruct.prune import Areas, Cover, Migrated, Numbers, images
 from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import AROUND
 
@@ -45,7 +45,7 @@ def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFr
         marks: the entries.
         where: what they may touch.
     """
-    choice, firsts = _Choice(where), _Firsts(cycle, where.near)
+    choice, firsts = _Choice(cycle, where), _Firsts(cycle, where.near)
     kept, first = [], []
     count = 0
     for events in slices:
@@ -57,12 +57,11 @@ def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFr
     if not kept:
         return pl.DataFrame()
     every = pl.concat(kept)
-    again = np.zeros(len(every), dtype=bool)
-    again[_again(every, cycle, marks)] = True
-    late = every.filter(pl.Series(again) & (pl.col("area") >= 0))
+    idle = _idle(every, cycle, marks)
+    late = every.filter(pl.Series(idle) & (pl.col("area") >= 0) & (pl.col("b") & WRITE != 0))
     first.append(firsts.of(pl.concat([*first, late]).sort("at")))
-    found = pl.concat([every.filter(~pl.Series(again)), first[-1]]).sort("at")
-    return found.drop("at", "area", "exact")
+    found = pl.concat([every.filter(~pl.Series(idle)), first[-1]]).sort("at")
+    return found.drop("at", "area", "exact", "behind")
 
 
 def _of_who_is_left(events: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
@@ -79,8 +78,9 @@ def _of_who_is_left(events: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
 class _Choice:
     """Tells what matters, slice by slice."""
 
-    def __init__(self, where: Where) -> None:
+    def __init__(self, cycle: pl.DataFrame, where: Where) -> None:
         self.where = where
+        self._images = Cover(images(cycle))
         self._pages = Sieve(where.moved.pages)
         self._windows = Sieve(where.moved.pages >> AROUND)
         self._mattered: dict[int, bool] = {}  # by thread, whether its latest fault did
@@ -88,8 +88,9 @@ class _Choice:
     def take(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
         """The faults that matter, and the other writes in areas.
 
-        Both with ``exact``, whether it is a write that makes a page that migrates what it is then, and ``area``, where
-        it is one of those of which the first counts: no area is -1.
+        Both with ``exact``, whether it is a write that makes a page that migrates what it is then, ``area``, where it
+        is one of those of which the first counts (no area is -1), and ``behind``, whether it only shows that the one
+        before is over.
         """
         moved, near, kin, _ = self.where
         page, time, tid = events["a"].to_numpy() >> 12, events["time_ns"].to_numpy(), events["tid"].to_numpy()
@@ -99,7 +100,7 @@ class _Choice:
         exact[there] = time[there] <= moved.until[at]
         if kin is not None:
             foreign = (area[there] >= 0) & exact[there]
-            foreign[foreign] = ~kin.may_share(page[there[foreign]])
+            foreign[foreign] = ~kin.shared.holds(page[there[foreign]])
             other = there[foreign]
             other = other[~kin.migrates(tid[other], at[foreign], time[other])]
             exact[other] = False
@@ -108,8 +109,11 @@ class _Choice:
         matters = exact.copy()
         reads = np.flatnonzero(~write)
         matters[reads[self._windows.places(page[reads] >> AROUND)[0]]] = True
-        matters |= self._behind(matters, tid)
-        numbered = events.with_columns(exact=pl.Series(exact & write), area=pl.Series(area))
+        behind = self._behind(matters, tid) & ~matters
+        matters |= behind
+        behind &= ~self._images.holds(page)  # where a first write to the data of one shows where these begin
+        flags = {"exact": pl.Series(exact & write), "area": pl.Series(area), "behind": pl.Series(behind)}
+        numbered = events.with_columns(**flags)
         return numbered.filter(pl.Series(matters)), numbered.filter(pl.Series(write & ~matters & (area >= 0)))
 
     def _behind(self, matters: Flags, tid: npt.NDArray[np.int32]) -> Flags:
@@ -152,23 +156,24 @@ class _Firsts:
         return writes[kept["place"]]
 
 
-def _again(kept: pl.DataFrame, cycle: pl.DataFrame, marks: pl.DataFrame) -> Numbers:
-    """Which of ``kept`` write where the same thread did before, and nothing but faults happened since.
+def _idle(kept: pl.DataFrame, cycle: pl.DataFrame, marks: pl.DataFrame) -> Flags:
+    """Which of ``kept`` show nothing that the thread's next does not, before anything but faults happens.
 
-    The last fault of a thread before anything else stays: it may not be over then.
+    They write where the same thread did before, and nothing but faults happened since; or they are ``behind`` alone.
     """
     time, tid = kept["time_ns"].to_numpy(), kept["tid"].to_numpy()
     other = np.sort(np.concatenate([cycle["time_ns"].to_numpy(), marks["time_ns"].to_numpy()]))
     before, until = np.searchsorted(other, time, side="left"), np.searchsorted(other, time, side="right")
+    # the last fault of a thread before anything else stays: it may not be over then
     ends = np.ones(len(kept), dtype=bool)
     one, after = _pairs(tid)
     ends[one] = until[after] != before[one]
-    again = np.zeros(len(kept), dtype=bool)
+    idle = kept["behind"].to_numpy(writable=True)
     writing = np.flatnonzero(kept["exact"].to_numpy())
     page = kept["a"].to_numpy()[writing] >> 12
     one, after = _pairs(tid[writing], page)
-    again[writing[after]] = until[writing[after]] == before[writing[one]]
-    return np.flatnonzero(again & ~ends)
+    idle[writing[after]] = until[writing[after]] == before[writing[one]]
+    return idle & ~ends
 
 
 def _pairs(*keys: npt.NDArray[np.integer]) -> tuple[Numbers, Numbers]:
