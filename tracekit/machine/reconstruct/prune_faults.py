@@ -68,6 +68,8 @@ def _of_who_is_left(events: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
     """``events`` without those of processes that are ``gone``."""
     first, last = (events["time_ns"][0], events["time_ns"][-1]) if len(events) else (0, 0)
     near = gone.filter(pl.col("until_ns") >= first, pl.col("from_ns") <= last)
+    if near.is_empty():
+        return events
     some = events["tid"].is_in(near["tid"].implode())
     theirs = events.filter(some).select("at", "time_ns", "tid")
     told = theirs.join_asof(near, left_on="time_ns", right_on="from_ns", by="tid", check_sortedness=False)
@@ -146,14 +148,24 @@ class _Firsts:
             (by, other.sort("time_ns").with_columns(pl.col("time_ns").alias(f"since_{by}")))
             for other, by in ((begun, "tid"), (made, "area"))
         ]
+        self._times = pl.concat([begun["time_ns"], made["time_ns"]]).sort().to_numpy()
 
     def of(self, writes: pl.DataFrame) -> pl.DataFrame:
         """Those of ``writes``, in order of time."""
+        writes = writes.filter(pl.Series(self._other_than_before(writes)))
         told = writes.select("time_ns", "tid", "area").with_row_index("place")
         for by, since in self._since:
             told = told.join_asof(since, on="time_ns", by=by, check_sortedness=False)
         kept = told.unique(["tid", "area", "since_tid", "since_area"], keep="first", maintain_order=True)
         return writes[kept["place"]]
+
+    def _other_than_before(self, writes: pl.DataFrame) -> Flags:
+        """Whether each is of another thread or area than the one before it, or something began between them."""
+        since = np.searchsorted(self._times, writes["time_ns"].to_numpy(), side="right")
+        other = np.ones(len(writes), dtype=bool)
+        each = (since, writes["tid"].to_numpy(), writes["area"].to_numpy())
+        other[1:] = np.any([one[1:] != one[:-1] for one in each], axis=0)
+        return other
 
 
 def _idle(kept: pl.DataFrame, cycle: pl.DataFrame, marks: pl.DataFrame) -> Flags:

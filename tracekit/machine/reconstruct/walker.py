@@ -11,7 +11,6 @@ from collections import Counter, deque
 from tracekit.machine.reconstruct.batch import Batch, Planner
 from tracekit.machine.reconstruct.blocks import Block
 from tracekit.machine.reconstruct.events import DIRTY, PMD, Code
-from tracekit.machine.reconstruct.folios import Found
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Event, Life
 from tracekit.machine.reconstruct.moved import Moved
@@ -72,9 +71,9 @@ class Open:
             queue.popleft()
         return None
 
-    def took(self, pfn: int) -> bool:
-        """Whether a try walk that may still be open took it away."""
-        return pfn in self.at_pfn or any(pfn in batch.heads for batch in self.batches)
+    def took(self, pfns: list[int]) -> bool:
+        """Whether a try walk that may still be open took any of them away."""
+        return any(not taken.isdisjoint(pfns) for taken in (self.at_pfn.keys(), *(one.heads for one in self.batches)))
 
     def clear(self) -> None:
         """migrate_pages() is over: nothing of it is left."""
@@ -138,10 +137,11 @@ class Walker:
         if batch is None:
             return 0
         begun, taken = batch.done, 0
+        clear = task.at_page.keys().isdisjoint(block.pages) and not task.took(block.pfns)
         for first, end in zip(block.starts, block.starts[1:], strict=False):
             one = batch.ends(block, first, end, self.life)
             page, pfn = block.pages[first], block.pfns[first]
-            if one is None or page in task.at_page or task.took(pfn):
+            if one is None or (not clear and (page in task.at_page or task.took([pfn]))):
                 break
             source = batch.block.pfns[one.first]
             self._plain.remove_walk((pfn, source), page, one.tree, one.hits, block.rows[first:end])
@@ -150,7 +150,7 @@ class Walker:
         self._plain.settle()
         ended = batch.walks[begun : batch.done]
         pfns = [block.pfns[first] for first in block.starts[: len(ended)]]
-        self.identify.moved.put_all(pfns, [one.folio for one in ended], [one.pgoff for one in ended])
+        self.identify.moved.put(pfns, [one.folio for one in ended], [one.pgoff for one in ended])
         return taken
 
     def set(self, event: Event) -> None:
@@ -261,4 +261,4 @@ class Walker:
         source.done |= not split
         source.split |= split
         if source.found is not None and (split or not here):
-            self.identify.moved.put(walk.head, Found(source.found.folio, walk.pgoff()))
+            self.identify.moved.put([walk.head], [source.found.folio], [walk.pgoff()])
