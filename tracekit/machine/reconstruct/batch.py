@@ -86,41 +86,35 @@ class Planner:
 
     def __init__(self, life: Life, target: Space, read_type: int | None) -> None:
         self.life, self.target, self.read_type = life, target, read_type
-        self._vma: Vma | None = None
-        self._tree: Calm | None = None
-        self._mapping: AnonVma | None = None
-        self._is_member = False
 
     def plain(self, block: Block) -> list[Plain]:
-        """The walks from the first on that are."""
+        """The walks from the first on that are; behind them comes one that needs ``identify`` and ``resolve``."""
         walks: list[Plain] = []
-        for first, end in zip(block.starts, block.starts[1:], strict=False):
-            walk = self._plain(block, first, end)
-            if walk is None:
+        target, pages, own = self.target, block.pages, self.target.own
+        start = end = shift = 0  # of ``vma``, and what makes page offsets of its pages
+        vma: Vma | None = None
+        mapping: object = None
+        tree: Calm | None = None
+        for first, last in zip(block.starts, block.starts[1:], strict=False):
+            page = pages[first]
+            written = own.get(page)
+            folio = written[-1][1] if written else None
+            if folio is None or not self._fits(folio, block.types[first]):
                 break
-            walks.append(walk)
+            if not start <= page < end:
+                vma, mapping = target.at(page), None
+                if vma is None:
+                    break
+                start, end, shift = vma.start, vma.end, vma.pgoff - vma.start
+            if folio.mapping is not mapping:
+                mapping, tree = folio.mapping, self._tree(folio, vma)
+            if tree is None or (last - first > 1 and pages[first:last] != [page] * (last - first)):
+                break
+            hits = holders(tree.spaces, page, folio, target)
+            if hits is None or len(hits) != last - first:
+                break
+            walks.append(Plain(first, last, folio, page + shift, tree, hits))
         return walks
-
-    def _plain(self, block: Block, first: int, end: int) -> Plain | None:
-        """None: it needs ``identify`` and ``resolve``."""
-        target, page = self.target, block.pages[first]
-        own = target.own.get(page)
-        folio = own[-1][1] if own else None
-        if folio is None or not self._fits(folio, block.types[first]):
-            return None
-        vma = self._vma
-        if vma is None or not vma.start <= page < vma.end:
-            vma = self._vma = target.at(page)
-            self._mapping = None
-        if vma is None:
-            return None
-        tree = self._tree_of(folio, vma)
-        if tree is None or (end - first > 1 and block.pages[first:end] != [page] * (end - first)):
-            return None
-        hits = holders(tree.spaces, page, folio, target)
-        if hits is None or len(hits) != end - first:
-            return None
-        return Plain(first, end, folio, page - vma.start + vma.pgoff, tree, hits)
 
     def _fits(self, folio: Folio, entry_type: int) -> bool:
         """Whether the entry says nothing against it (``folios.find``)."""
@@ -132,12 +126,10 @@ class Planner:
             return folio.origin is self.target or folio.origin is None
         return folio.origin is not self.target or folio.since <= self.target.forked
 
-    def _tree_of(self, folio: Folio, vma: Vma) -> Calm | None:
+    def _tree(self, folio: Folio, vma: Vma | None) -> Calm | None:
         """The tree of ``folio``, if it is calm and ``vma`` is in it."""
         mapping = folio.mapping
-        if mapping is not self._mapping:
-            if not isinstance(mapping, AnonVma):
-                return None
-            self._mapping, self._tree = mapping, calm(mapping.tree, self.life) if len(mapping.tree) else None
-            self._is_member = self._tree is not None and vma in self._tree.members
-        return self._tree if self._is_member else None
+        if not isinstance(mapping, AnonVma) or not len(mapping.tree):
+            return None
+        tree = calm(mapping.tree, self.life)
+        return tree if tree is not None and vma in tree.members else None

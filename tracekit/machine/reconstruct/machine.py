@@ -101,22 +101,24 @@ class Life:
 
     def take_faults(self, tid: int, addresses: Sequence[int], errors: Sequence[int]) -> None:
         """Page faults of ``tid`` one behind the other, the first of them at ``now``."""
-        space = self.space_of.get(tid) or self.space(tid)
-        vma: Vma | None = None
+        space, pages = self.space_of.get(tid) or self.space(tid), self.pages
+        start = end = 0  # of ``vma``; what the stand-in for all others holds has to be looked up
         for when, (address, error) in enumerate(zip(addresses, errors, strict=True), self.now):
             page = address >> _PAGE
             if not error & WRITE:
                 self._read(space, page)
                 continue
-            if vma is None or vma is space.rest or not vma.start <= page < vma.end:
-                vma = space.at(page)
-                if vma is None:
+            if not start <= page < end:
+                found = space.at(page)
+                if found is None:
                     continue
-            if page in self.pages:
+                vma = found
+                start, end = (0, 0) if vma is space.rest else (vma.start, vma.end)
+            if page in pages:
                 self._written(space, vma, page, when)
             elif vma.anon is None and not vma.shared:
                 spaces.prepare(space, vma)
-            if vma is space.rest and page < space.data:
+            if not end and page < space.data:
                 self._data(space, page)
         if page >> AROUND in self.around:
             space.faulting[tid] = page
