@@ -11,8 +11,8 @@ from tracekit.formats._event_rows import NO_RAWS, Places, Raws, Rows
 from tracekit.formats._event_rows import joined as joined_columns
 from tracekit.formats._ring_buffer import Lengths, sizes
 
-MAX_WIDTH = 1024
-"""Whole events are copied in rows as wide as the longest, unless that is longer."""
+_MOST_PADDING = 4
+"""Whole events are copied in rows as wide as the longest, unless that makes so many times their bytes."""
 NO_CHAIN = 0xFFFFFFFF
 
 
@@ -60,7 +60,7 @@ class Events(NamedTuple):
         """Copies of the whole of each event."""
         size = self.size
         longest = int(size.max())
-        if longest > MAX_WIDTH:
+        if longest * len(size) > _MOST_PADDING * int(size.sum()):
             begin = self.place << 2
             flat, offsets = _columns.pick(self.arena.data, begin, begin + size)
             return Raws(flat, offsets[:-1], size)
