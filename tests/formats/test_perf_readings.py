@@ -143,3 +143,10 @@ def test_a_reading_that_is_cut_is_a_row_without_it(tmp_path):
         (1, None, None), (2, 5, 5)
     ]  # fmt: skip
     assert manifest_of(trace)["anomalies"] == {"reading_outside_record": 1}
+
+
+def test_a_reading_without_a_time(tmp_path):
+    attr = struct.pack("<IIQQQQQ", 1, 136, 0, 1, 1 << BITS["read"], 4, 1 << 18).ljust(136, b"\0")
+    (tmp_path / "perf.data").write_bytes(file_of(attr, struct.pack("<IHHQQ", 9, 0, 24, 5, 1)))
+    trace = ingest(tmp_path / "perf.data", tmp_path / "trace", to_ns=7)
+    assert pl.read_parquet(trace / "samples/cpu-clock.parquet").select("time_ns", "period").rows() == [(0, 5)]

@@ -29,7 +29,6 @@ from tracekit.formats._perf_index import FINISHED_ROUND, NONE_FOUND, SAMPLE, Fou
 from tracekit.formats._perf_known import Known
 from tracekit.formats._perf_pipe import NOTHING_YET, PipeHeader
 from tracekit.formats._perf_reading import Readings
-from tracekit.formats._perf_sample import word_of
 from tracekit.formats._perf_scan import Scan
 from tracekit.formats._perf_select import Selection
 from tracekit.formats._perf_stream import SOURCE_SHIFT, Cut, RecordStream
@@ -250,8 +249,8 @@ class Walk:
         """What samples of an event that read counters are of."""
         words, starts, ends = some.words, some.starts, some.ends
         ids, own = self.known.ids, self.known.events[number]
-        time_ns = word_of(words, starts, own.layout.words["time"]).view(np.int64)
         event = np.full(len(starts), number, np.int64)
+        time_ns = ids.sample_word(words, starts, event, "time").view(np.int64)
         wanted = np.zeros(len(starts), bool)
         wanted[self._select.places(words, Samples(starts, ends, event, time_ns, some.seq), ids)] = True
         shares = []
