@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import polars as pl
 import pytest
 import reconstruct_table
+import traces
 
 import tracekit
 from tracekit.machine.reconstruct import blocks, prune, prune_faults, pruned, reconstruct, renamed, start, take
@@ -521,6 +522,32 @@ def test_what_is_left_out_before_the_replay_changes_nothing(capture, ingested, m
     whole = reconstruct(trace, rows)
     assert whole.why == made.why
     assert same_but_for_names(whole.rows, made.rows)
+
+
+def test_what_only_those_left_out_did_is_shown_all_the_same(tmp_path, monkeypatch):
+    """A child that came and went had the only heap that grew, and the only address space that was taken down."""
+    child = P + 1
+    happened = [
+        ("task:task_newtask", P, {"field_pid": child, "clone_flags": FORK}),
+        ("syscalls:sys_enter_brk", child, {"brk": BASE}),
+        ("syscalls:sys_exit_brk", child, {"ret": BASE}),
+        ("sched:sched_process_exit", child, {"field_pid": child}),
+        ("mmap:exit_mmap", child, {"mm": 0, "mt": 0}),
+    ]
+    tables = {
+        name: pl.DataFrame(
+            {"time_ns": [at], "seq": [at], "tid": [tid], "comm": ["x"]} | {k: [v] for k, v in own.items()}
+        )
+        for at, (name, tid, own) in enumerate(happened, 1)
+    }
+    traces.write_tables(tmp_path, tables)
+    shown = []
+    monkeypatch.setattr(
+        "tracekit.machine.reconstruct.take", lambda *args, **more: (shown.append(args[2]), take(*args, **more))[1]
+    )
+    trace = tracekit.open(tmp_path)
+    reconstruct(trace, timeline(trace))
+    assert [(how.exit_mmap, how.heap) for how in shown] == [(True, True)]
 
 
 def same_but_for_names(*frames):

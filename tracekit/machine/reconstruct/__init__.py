@@ -23,7 +23,7 @@ from tracekit.machine.reconstruct.events import (
     Shown,
     births,
     entries,
-    has_page_faults,
+    happened,
     life_cycle,
     page_faults,
     with_ends,
@@ -79,7 +79,9 @@ def _walks(trace: Trace, rows: pl.DataFrame) -> tuple[Made, dict[str, int], dict
     del lives
     every = [begin.rows, cycle, prune.without(renames, gone)]
     cycle = pl.concat(every).sort("time_ns", "seq", maintain_order=True)
-    how = Shown.of(cycle, faults=has_page_faults(trace), complete=complete)
+    how = Shown.of(cycle, faults=happened(trace, "page_fault_user"), complete=complete)
+    # those who are gone may be all that it happened to
+    how = how._replace(exit_mmap=happened(trace, "exit_mmap"), heap=happened(trace, "brk"))
     kin = kin_of(cycle, marks)
     walker = take(pruned(cycle, page_faults(trace), marks, kin, gone), marks, how, narrow=kin is not None)
     if kin is not None and walker.identify.asked:

@@ -176,9 +176,9 @@ def page_faults(trace: Trace) -> Iterator[pl.DataFrame]:
     yield from held
 
 
-def has_page_faults(trace: Trace) -> bool:
-    """Whether there is any."""
-    return any(trace.rows(table) for table in schema.tables_of(trace, "page_fault_user"))
+def happened(trace: Trace, event: str) -> bool:
+    """Whether the canonical ``event`` ever did."""
+    return any(trace.rows(table) for table in schema.tables_of(trace, event))
 
 
 def entries(rows: pl.DataFrame, machine: pte.Machine) -> pl.DataFrame:
