@@ -69,26 +69,25 @@ class Decoder:
         Unless ``put_by``, their rows are handed on at once: another event has the same table.
         """
         if not event.tracepoint:
-            found = locate(some.words, some.starts, some.ends, of.layout)
-            named = dict(self._common(_part(some, of)) + _fixed(some, of) + self._more(some, event, of, found))
-            types = self._schema(event.table, event)
-            columns = [(one.name, named.get(one.name)) for one in types]  # of another it may have fewer
-            nothing = len(some.starts)
-            self._append(
-                event.table,
-                event,
-                [(name, pa.nulls(nothing, types.field(name).type) if one is None else one) for name, one in columns],
-            )
-        elif event is not of:
-            self.note(
-                "reading_of_tracepoint", len(some.starts)
-            )  # perf prints the other's raw data as if it were its own
+            self._decode_plain(some, event, of)
+        elif event is not of:  # perf prints the other's raw data as if it were its own
+            self.note("reading_of_tracepoint", len(some.starts))
         elif event.layout.sample_type & RAW:
             self._decode_raw(some, event, event.rows(self.note), put_by=put_by)
         elif put_by:
             self.backlog.put(event, _part(some, event))
         else:
             self._write_parts(event, [_part(some, event)])
+
+    def _decode_plain(self, some: Ordered, event: PerfEvent, of: PerfEvent) -> None:
+        """The same for samples of an event that is no tracepoint; what those of another do not say is null."""
+        found = locate(some.words, some.starts, some.ends, of.layout)
+        said = dict(self._common(_part(some, of)) + _fixed(some, of) + self._more(some, event, of, found))
+        columns = [
+            (column.name, said[column.name] if column.name in said else pa.nulls(len(some.starts), column.type))
+            for column in self._schema(event.table, event)
+        ]
+        self._append(event.table, event, columns)
 
     def _decode_raw(self, some: Ordered, event: PerfEvent, rows: EventRows | None, *, put_by: bool) -> None:
         """The same for samples of a tracepoint."""

@@ -19,8 +19,6 @@ Words = npt.NDArray[np.uint64]
 _READ_TYPES = (23, 24, 25, 27, 28)
 _OFFSET_BITS = 50
 _TYPE_BITS = 5
-
-
 _UPPER_SINCE = (6, 12)  # arm64: the kernel from which on the type stands from bit 6 on
 
 

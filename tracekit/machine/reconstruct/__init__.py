@@ -133,11 +133,10 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, 
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)
     before = pl.col("time_ns") <= 0  # perf says first what was there when it began
-    with _no_garbage():
-        _run(life, walker, [cycle.filter(before)])
-        life.settle()
-        _run(life, walker, together(cycle.filter(~before), marks))
-        walker.finish()
+    _run(life, walker, [cycle.filter(before)])
+    life.settle()
+    _run(life, walker, together(cycle.filter(~before), marks))
+    walker.finish()
     return walker
 
 
@@ -157,7 +156,7 @@ def _run(life: Life, walker: Walker, events: Iterable[pl.DataFrame]) -> None:
     handlers = life.handlers() | {Code.SET: walker.set, Code.RESTORE: walker.restore, Code.EDGE: walker.edge}
     table = [handlers[code] for code in Code]
     for part in parts(events):
-        if walker.identify.asked and not life.indexed:
+        if walker.identify.asked and not life.whose.indexed:
             return
         if isinstance(part, Block):
             walker.block(part)

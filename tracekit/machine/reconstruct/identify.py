@@ -79,7 +79,7 @@ class Identify:
 
     def _of_anyone(self, walk: Walk, runs: list[Run]) -> Identity:
         fits: dict[Folio, tuple[Found, Space]] = {}
-        for space in self.life.writers(runs[0].page, walk.order):
+        for space in self.life.whose.writers(runs[0].page, walk.order):
             found = self._at(space, runs[0], walk)
             if found is not None and found.folio not in fits and self._mapped(found, walk) == len(runs):
                 fits[found.folio] = (found, space)
@@ -87,7 +87,7 @@ class Identify:
             return Identity(*next(iter(fits.values())))
         for found, _ in fits.values():
             return Identity(Found(found.folio, found.pgoff, "one of several folios at its address"))
-        for space in self.life.near(runs[0].page):
+        for space in self.life.whose.near(runs[0].page):
             found = self._at(space, runs[0], walk)
             if found is not None:
                 return Identity(Found(found.folio, found.pgoff, "told by the addresses around it"))

@@ -1,7 +1,6 @@
 """The replay of the life cycle: one event after the other, each changing what is known of the address spaces."""
 
-from bisect import bisect_right, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,13 +10,13 @@ from tracekit.machine.reconstruct.events import CLONE_VFORK, CLONE_VM, LIKELY, M
 from tracekit.machine.reconstruct.folios import image_of
 from tracekit.machine.reconstruct.spaces import AROUND
 from tracekit.machine.reconstruct.state import EVERYWHERE, AnonVma, File, Folio, Space, Vma
+from tracekit.machine.reconstruct.whose import Whose
 
 Handler = Callable[["Event"], None]
 Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
 
 CLONE_CHILD_SETTID = 0x0100_0000
 _PAGE = 12
-_NEAR = 16  # mappings on either side that are looked at to tell whose a page is
 
 
 class Life:
@@ -31,7 +30,7 @@ class Life:
         mapped_files: how many mappings there are of files that only the number of a descriptor tells.
         space_of: the address space of a thread.
         target: of a thread, the process whose memory its system call moves; 0: its own.
-        index: page → the spaces in which something was written there; kept only if ``indexed``.
+        whose: tells whose a page may be where nothing else does.
         faults: whether the trace has page faults.
         complete: whether the trace has the calls that map and unmap; without them no tree is certain.
         heap: whether it has brk().
@@ -45,15 +44,13 @@ class Life:
         self.around = set((pages >> AROUND).tolist())
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
-        self.indexed = indexed
-        self.index: dict[int, dict[Space, None]] = {}
+        self.whose = Whose(indexed=indexed)
         self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files, self.heap = shown
         self.epoch = 0
         self.changed = 0
         self.exiting: set[int] = set()
         self.vforked: set[int] = set()
         self.parent_of: dict[int, int] = {}
-        self.places: list[tuple[int, int, Space]] = []
         self.flags: dict[int, int] = {}
         self.child_tid: dict[int, int] = {}
         self.cloning: dict[int, Space] = {}
@@ -140,8 +137,7 @@ class Life:
         folio = Folio(vma.anon or self._anon(space, vma), space, when)
         if own is None:
             space.own[page] = [(when, folio)]
-            if self.indexed:
-                self.index.setdefault(page, {})[space] = None
+            self.whose.wrote(space, page)
         elif space.heirs:
             spaces.write(space, own, when, folio)
         else:  # no one was forked from it who may have what it had before
@@ -152,8 +148,7 @@ class Life:
         vma = space.at(page)
         if vma is not None and not vma.shared:
             space.own.setdefault(page, []).append((when, Folio(self._anon(space, vma), space, when)))
-            if self.indexed:
-                self.index.setdefault(page, {})[space] = None
+            self.whose.wrote(space, page)
 
     @staticmethod
     def _anon(space: Space, vma: Vma) -> AnonVma:
@@ -336,8 +331,7 @@ class Life:
         space.users -= 1
         if space.users <= 0:
             self.changed = self.now
-            for page in space.own if self.indexed else ():
-                self.index.get(page, {}).pop(space, None)
+            self.whose.left(space)
             spaces.unlink(space)
 
     def lose(self, _event: Event) -> None:
@@ -355,7 +349,7 @@ class Life:
         """An executable mapping that perf saw: of the image of exec, of a library, or, without a file, the vDSO."""
         pid, addr, length, pgoff, inode = event[1:6]
         space, start = self.space(pid), addr >> _PAGE
-        insort(self.places, (start, space.number, space))
+        self.whose.mapped(space, start)
         if not inode:
             return
         file = self.files.setdefault(("inode", inode), File(sure=True))
@@ -385,26 +379,7 @@ class Life:
                 spaces.unlink(space)
                 child = self.space_of[pid] = spaces.fork(parent, self.now)
                 parent.forked = -1
-                self.places = [(p, n, child if s is space else s) for p, n, s in self.places]
-
-    def near(self, page: int) -> list[Space]:
-        """The spaces whose image, or a library of it, lies closest to ``page``."""
-        i = bisect_right(self.places, page, key=lambda place: place[0])
-        around = [place for place in self.places[max(i - _NEAR, 0) : i + _NEAR] if place[2].users > 0]
-        if not around:
-            return []
-        closest = min(abs(place[0] - page) for place in around)
-        return list({space.number: space for at, _, space in around if abs(at - page) == closest}.values())
-
-    def writers(self, page: int, order: int) -> Iterator[Space]:
-        """The spaces that wrote at ``page``, or at another page of its large folio."""
-        first = page >> order << order
-        seen: set[int] = set()
-        for one in range(first, first + (1 << order)):
-            for space in self.index.get(one, ()):
-                if space.users > 0 and space.number not in seen:
-                    seen.add(space.number)
-                    yield space
+                self.whose.became(space, child)
 
 
 def _pages(length: int) -> int:

@@ -176,10 +176,10 @@ def without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
     """
     if gone.is_empty() or cycle.is_empty():
         return cycle
-    drop = _theirs(cycle, gone, "tid")
+    drop = theirs(cycle, gone, "tid")
     codes = cycle["code"]
     if (codes == Code.FORK).any():
-        drop |= _theirs(cycle, gone, pl.col("a").cast(pl.Int32, strict=False)) & (codes == Code.FORK)
+        drop |= theirs(cycle, gone, pl.col("a").cast(pl.Int32, strict=False)) & (codes == Code.FORK)
     if codes.is_in(_CLONES).any():
         drop |= cycle["seq"].is_in(gone["call"].drop_nulls().implode()) & codes.is_in(_CLONES)
     births = (pl.col("code") == Code.NEWTASK) & pl.col("seq").is_in(gone["birth"].implode())
@@ -187,7 +187,7 @@ def without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
     return cycle.with_columns(code=code).filter(~drop)
 
 
-def _theirs(events: pl.DataFrame, gone: pl.DataFrame, tid: str | pl.Expr) -> pl.Series:
+def theirs(events: pl.DataFrame, gone: pl.DataFrame, tid: str | pl.Expr) -> pl.Series:
     """Boolean[n]: whether ``tid`` of each event was one of ``gone`` then."""
     told = events.select("time_ns", who=tid).join_asof(
         gone.select("tid", "from_ns", "until_ns"),

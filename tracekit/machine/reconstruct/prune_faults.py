@@ -13,7 +13,7 @@ import polars as pl
 
 from tracekit.machine.reconstruct.events import WRITE, Code
 from tracekit.machine.reconstruct.kin import Kin
-from tracekit.machine.reconstruct.prune import Areas, Cover, Migrated, Numbers, images
+from tracekit.machine.reconstruct.prune import Areas, Cover, Migrated, Numbers, images, theirs
 from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import AROUND
 
@@ -65,16 +65,10 @@ def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFr
 
 
 def _of_who_is_left(events: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
-    """``events`` without those of processes that are ``gone``."""
+    """``events`` without those of processes that are ``gone``, of which those of that time are looked through."""
     first, last = (events["time_ns"][0], events["time_ns"][-1]) if len(events) else (0, 0)
     near = gone.filter(pl.col("until_ns") >= first, pl.col("from_ns") <= last)
-    if near.is_empty():
-        return events
-    some = events["tid"].is_in(near["tid"].implode())
-    theirs = events.filter(some).select("at", "time_ns", "tid")
-    told = theirs.join_asof(near, left_on="time_ns", right_on="from_ns", by="tid", check_sortedness=False)
-    dropped = told.filter(pl.col("time_ns") <= pl.col("until_ns"))["at"]
-    return events.filter(~pl.col("at").is_in(dropped.implode()))
+    return events if near.is_empty() else events.filter(~theirs(events, near, "tid"))
 
 
 class _Choice:

@@ -235,7 +235,7 @@ class Walker:
         """Let go of all that the machine knew: what was made of it stays."""
         for space in self.life.space_of.values():
             space.own.clear()
-        self.life.index.clear()
+        self.life.whose.forget()
         self.identify.moved = Moved()
 
     def _close(self, tid: int, task: Open) -> None:
