@@ -21,7 +21,7 @@ from tracekit import __version__, _parquet, pipeline, resources
 from tracekit._columns import labels, numbers
 from tracekit._parquet import Tables
 from tracekit.errors import OutputError, TraceFormatError
-from tracekit.formats import _perf_backlog, _perf_stream, _perf_walk
+from tracekit.formats import _backlog, _perf_stream, _perf_walk
 from tracekit.ingest import fidelity, ingest
 
 DEMO = Path(__file__).parents[1] / "fixtures" / "demo.perf.data"
@@ -152,7 +152,7 @@ def test_windows_and_threads_do_not_matter(tmp_path, monkeypatch, window, jobs):
 def test_rounds_bring_cpus_into_order(tmp_path, monkeypatch):
     monkeypatch.setattr(_perf_stream, "WINDOW_BYTES", 1 << 12)
     monkeypatch.setattr(_parquet, "ROW_GROUP_ROWS", 1)
-    monkeypatch.setattr(_perf_backlog, "BATCH_BYTES", 1)
+    monkeypatch.setattr(_backlog, "BATCH_BYTES", 1)
     monkeypatch.setattr(Tables.__init__, "__defaults__", (0,))
     rng = random.Random(1)
     data = b""
@@ -177,7 +177,7 @@ def test_rows_that_break_their_round_are_merged(tmp_path, monkeypatch, budget, g
     """Late by one row, by a whole window, and by almost everything."""
     monkeypatch.setattr(_perf_stream, "WINDOW_BYTES", 1 << 13)
     monkeypatch.setattr(_parquet, "ROW_GROUP_ROWS", group)
-    monkeypatch.setattr(_perf_backlog, "BATCH_BYTES", batch)
+    monkeypatch.setattr(_backlog, "BATCH_BYTES", batch)
     monkeypatch.setattr(_parquet, "MERGE_ROWS", 64)
     monkeypatch.setattr(Tables.__init__, "__defaults__", (budget,))
     rng = random.Random(2)

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from tracekit import _columns
 from tracekit.formats import Sink
+from tracekit.formats._backlog import Backlog
 from tracekit.formats._event_rows import NO_RAWS, EventRows, Named, Places, Raws, Rows
-from tracekit.formats._perf_backlog import Backlog, Part, joined
+from tracekit.formats._perf_batch import Part, joined
 from tracekit.formats._perf_callchain import NONE
 from tracekit.formats._perf_events import PerfEvent
 from tracekit.formats._perf_index import Starts, Words
@@ -51,7 +52,7 @@ class Decoder:
         self.note = note
         self.names = names  # of tasks
         self.swapped = swapped  # raw data is in the other byte order
-        self.backlog = Backlog(self._write_parts)
+        self.backlog: Backlog[PerfEvent, Part] = Backlog(self._write_parts, keeps_last=True)
         self.tables: set[str] = set()  # that have rows
         self._schemas: dict[tuple[str, PerfEvent], pa.Schema] = {}
 
@@ -75,7 +76,7 @@ class Decoder:
         elif event.layout.sample_type & RAW:
             self._decode_raw(some, event, event.rows(self.note), put_by=put_by)
         elif put_by:
-            self.backlog.put(event, _part(some, event))
+            self._put_by(event, _part(some, event))
         else:
             self._write_parts(event, [_part(some, event)])
 
@@ -111,9 +112,14 @@ class Decoder:
         part = _part(some, event, matrix, rows.extract(raw))
         more = [] if found is None else self._more(some, event, event, found)
         if put_by and not more and not rows.dynamic:
-            self.backlog.put(event, part)
+            self._put_by(event, part)
         else:
             self._write_parts(event, [part], raws, more)
+
+    def _put_by(self, event: PerfEvent, part: Part) -> None:
+        full = self.backlog.put(event, part)
+        if full is not None:
+            full()
 
     def _raw_of(self, some: Ordered, layout: SampleLayout, row_bytes: int) -> _RawOf:
         """Where the raw data of samples is; those with less than ``row_bytes`` are not whole."""

@@ -17,8 +17,8 @@ import pyarrow as pa
 from tracekit import _columns
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
+from tracekit.formats._backlog import Backlog
 from tracekit.formats._perf_events import safe_name
-from tracekit.formats._trace_dat_backlog import Backlog, Key
 from tracekit.formats._trace_dat_batch import Events, Part
 from tracekit.formats._trace_dat_clock import Clock
 from tracekit.formats._trace_dat_events import Decoder, EventTables
@@ -32,6 +32,8 @@ from tracekit.formats._trace_dat_symbols import Comms, Symbols
 from tracekit.formats._trace_dat_window import CpuEvents, Lost, Window, Windows, joined
 
 Task = Callable[[], None]
+_Key = tuple[int, bool]
+"""common_type, and whether the events have the fields of their format; if not, they go to another table."""
 
 
 def read(path: Path, sink: Sink, options: ReadOptions) -> TraceMetadata:
@@ -139,7 +141,7 @@ class _Buffer:
         self.tables = EventTables(walk.contents.formats, walk.options.events, root)
         calls = CallGraph(walk.sink, f"{root}function_graph", walk.symbols)
         self.graph = GraphReader(walk.contents, self.tables, calls)
-        self.backlog = Backlog(self._write)
+        self.backlog: Backlog[_Key, Part] = Backlog(self._write)
 
     def tasks(self, window: Window) -> list[Task]:
         """What there is to do for a window, in any order."""
@@ -154,7 +156,7 @@ class _Buffer:
         graph = self.graph.task(kinds)
         return [*tasks, *self.backlog.excess(), *([graph] if graph is not None else [])]
 
-    def _write(self, key: Key, parts: list[Part]) -> None:
+    def _write(self, key: _Key, parts: list[Part]) -> None:
         kind, whole = key
         self.walk.decoder.write(parts, self.tables.event(kind), whole=whole)
 
