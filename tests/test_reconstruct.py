@@ -1,6 +1,7 @@
 """Fidelity reconstructed: trees, folios and walks out of hand-made life cycles (MODEL.md B.3, E0), and of captures."""
 
 import itertools
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import traces
 import tracekit
 from tracekit.machine.reconstruct import blocks, prune, prune_faults, pruned, reconstruct, renamed, start, take
 from tracekit.machine.reconstruct.events import DIRTY, LIKELY, SCHEMA, Code
+from tracekit.machine.reconstruct.match import Holds, lay
 from tracekit.machine.reconstruct.rows import MM
 from tracekit.machine.timeline import Kind, timeline
 
@@ -557,6 +559,19 @@ def same_but_for_names(*frames):
         columns = [pl.col(name).rank("dense").alias(name) for name in ("vma", "mm")]
         plain.append(frame.drop("vma", "mm").hstack(frame.select(columns)))
     return plain[0].equals(plain[1])
+
+
+@pytest.mark.parametrize(("sharers", "entries"), [(17, 16), (17, 1), (5, 2), (4, 3)])
+def test_where_it_is_not_known_who_lacks_a_copy_the_visits_are_right_in_the_mean(sharers, entries):
+    state, here = [Holds.MAYBE] * sharers, [7] * sharers
+    hits = lay(here, state, [7] * entries, copies=True)
+    visits = [1 + max(which) for which in itertools.combinations(range(sharers), entries)]
+    assert abs(1 + hits.member[-1] - statistics.mean(visits)) <= 0.5
+    assert not hits.sure
+    assert hits.member == sorted(set(hits.member))
+    assert lay(here, state, [7] * entries).member == list(range(entries)), "of a file: the first"
+    sure = lay(here, [Holds.YES, *state[1:]], [7] * entries, copies=True)
+    assert sure.member[0] == 0
 
 
 CAPTURES = {

@@ -26,7 +26,9 @@ class Hits(NamedTuple):
     sure: bool
 
 
-def lay(pages: list[int], state: Sequence[Holds], entries: list[int], likely: int = -1) -> Hits:
+def lay(
+    pages: list[int], state: Sequence[Holds], entries: list[int], likely: int = -1, *, copies: bool = False
+) -> Hits:
     """Lay ``entries`` onto the VMAs of a tree.
 
     Certain is what leaves no choice: at each address as many entries as VMAs that surely have one, or as those and all
@@ -37,6 +39,10 @@ def lay(pages: list[int], state: Sequence[Holds], entries: list[int], likely: in
         state: of each.
         entries: pages of the entries in the order of the events, one per VMA.
         likely: the VMA to choose first among those that may have one.
+        copies: whether each that may have one got it by a fork, and lacks it only if it has written since. Then no
+            one is more likely than another to lack it, and the last that has it is taken to stand where it stands on
+            average: the number of visits comes out right in the mean. Of a file's pages nothing says who has read
+            them; the first are taken, as few visits as there can be.
     """
     if pages == entries:
         return Hits(list(range(len(pages))), sure=True)
@@ -46,7 +52,14 @@ def lay(pages: list[int], state: Sequence[Holds], entries: list[int], likely: in
         surely = [i for i in there if state[i] == Holds.YES]
         maybe = [i for i in there if state[i] == Holds.MAYBE]
         sure &= number in (len(surely), len(surely) + len(maybe), len(there))
-        ranked = surely + sorted(maybe, key=likely.__ne__)
+        if likely in maybe:
+            maybe.remove(likely)
+            surely.append(likely)
+        wanted = number - len(surely)
+        if copies and 0 < wanted < len(maybe):
+            last = round(wanted * (len(maybe) + 1) / (wanted + 1)) - 1
+            maybe = [*maybe[: wanted - 1], maybe[last]]
+        ranked = surely + maybe
         if number > len(ranked):
             ranked += [i for i in there if state[i] == Holds.NO]
         chosen += ranked[:number]

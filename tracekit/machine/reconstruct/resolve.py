@@ -65,7 +65,8 @@ def _lay_try(walk: Walk, identity: Identity, members: list[Vma], life: Life) -> 
             state[i] = Holds.YES if identity.still else Holds.MAYBE
         elif vma.space.dying <= walk.until and state[i] == Holds.YES:
             state[i] = Holds.MAYBE
-    return lay(walk.bases(members), state, [run.base for run in runs], likely)
+    copies = not isinstance(found.folio.mapping, File)
+    return lay(walk.bases(members), state, [run.base for run in runs], likely, copies=copies)
 
 
 def resolve_remove(walk: Walk, life: Life) -> Resolved:
