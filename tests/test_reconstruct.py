@@ -22,7 +22,7 @@ BASE, PAGES = 0x7F00_0000_0000, 16
 P = 100
 THREAD, FORK = 0x3D0F00, 0x01200011 & ~0x01000000
 DUAL = Path(__file__).resolve().parents[2] / "shared" / "captures" / "7.2" / "rec.dual" / "trace.dat"
-ANON, SHARED = 0x22, 0x01
+ANON, SHARED, FIXED = 0x22, 0x01, 0x10
 
 
 class Stream:
@@ -217,6 +217,31 @@ def test_e0_13_a_large_folio(stream):
         stream.restore(0x2000 + i, [i], order=4 if i == 0 else 0)
     stream.end()
     assert stream.visits() == [("try", 1, True), ("remove", 3, True)]
+
+
+def test_what_is_mapped_over_is_gone(stream):
+    """MAP_FIXED: the page that was written there before is not the one that is written now."""
+    stream.write(P, 1)
+    stream.fork()
+    stream.write(P)  # its own, in a tree that the child's VMA is in as well
+    stream.mmap(flags=ANON | FIXED)
+    stream.write(P)
+    stream.move(sets=1, restores=1)
+    assert stream.visits() == [("try", 1, True), ("remove", 1, True)]
+    here = MM + (stream.taken.life.space_of[P].number << 12)
+    assert {made.mm for made in stream.taken.made if made.mm} == {here}
+
+
+def test_what_is_mapped_over_a_file_was_not_read_yet():
+    stream = Stream()
+    stream.mmap(flags=SHARED, fd=3)
+    stream.write(P)
+    child = stream.fork()
+    stream.mmap(flags=SHARED | FIXED, fd=4)
+    stream.mmap(child, flags=SHARED | FIXED, fd=4)
+    stream.write(child)
+    stream.move(sets=1, restores=1, target=child)
+    assert [len(spaces) for _, spaces, _ in stream.walks()] == [2, 2], "past P's, which holds nothing, to the child's"
 
 
 def test_a_split_leaves_a_walk_for_each_page(stream):

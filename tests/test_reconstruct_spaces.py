@@ -36,7 +36,7 @@ def play(operations, *, late):
     Space.count = Vma.count = 0
     file, family, asked = File(sure=True), [spaces.new_image(known=True)], []
     for page in range(0, SIZE, 2):
-        spaces.mmap(family[0], Vma(family[0], page, page + 1, page), None)
+        spaces.mmap(family[0], Vma(family[0], page, page + 1, page), None, 0)
     for now, (what, which, page, pages) in enumerate(operations, 1):
         space = family[-1 - which % len(family)]
         vma = space.at(page) if what in ("write", "doubt") else None
@@ -48,7 +48,7 @@ def play(operations, *, late):
             spaces.prepare(space, vma)
             asked += [order(anon.tree) for anon in vma.chain] if pages == 1 else []
         elif what in ("mmap", "file"):
-            spaces.mmap(space, Vma(space, page, page + pages, page), file if what == "file" else None)
+            spaces.mmap(space, Vma(space, page, page + pages, page), file if what == "file" else None, now)
         elif what == "munmap":
             spaces.munmap(space, page, page + pages, now)
         elif what == "advise":
@@ -86,7 +86,7 @@ def test_what_is_copied_late_is_what_is_copied_at_once(operations):
 def family(vmas):
     parent = spaces.new_image(known=True)
     for i in range(vmas):
-        spaces.mmap(parent, Vma(parent, 10 * i, 10 * i + 5, 0), None).prepare()
+        spaces.mmap(parent, Vma(parent, 10 * i, 10 * i + 5, 0), None, 0).prepare()
     return parent
 
 
@@ -130,7 +130,7 @@ def test_a_fork_has_nothing_of_what_it_is_not_to_have():
 
 def test_a_fork_does_not_have_the_anon_vma_that_came_from_a_neighbour_since():
     parent = family(1)
-    spaces.mmap(parent, Vma(parent, 20, 22, 0), None)
+    spaces.mmap(parent, Vma(parent, 20, 22, 0), None, 0)
     spaces.change(parent, 21, 22, lambda flags: flags | 1)
     spaces.prepare(parent, parent.at(20))
     child = spaces.fork(parent, 1)

@@ -176,7 +176,7 @@ class Life:
             file = File(sure=True)
         vma = Vma(space, start, start + _pages(length), offset >> _PAGE)
         vma.shared, vma.flags = shared, protection | flags & spaces.MAP_FLAGS
-        vma = spaces.mmap(space, vma, file)
+        vma = spaces.mmap(space, vma, file, self.now)
         if not self.faults and not shared:
             spaces.prepare(space, vma)  # who maps memory writes to it, as a rule before it forks
 
@@ -228,7 +228,7 @@ class Life:
         if new > old and space.heap:
             vma = Vma(space, old, new, 0)
             vma.flags = spaces.HEAP
-            vma = spaces.mmap(space, vma, None)
+            vma = spaces.mmap(space, vma, None, self.now)
             if not self.faults:
                 spaces.prepare(space, vma)
         elif new < old:

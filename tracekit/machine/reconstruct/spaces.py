@@ -70,9 +70,15 @@ def unlink(space: Space) -> None:
         space = space.parent
 
 
-def mmap(space: Space, vma: Vma, file: File | None) -> Vma:
-    """Map ``vma``, anew, over whatever was there; returns the VMA that it became part of, or itself."""
-    munmap(space, vma.start, vma.end, now=-1)
+def mmap(space: Space, vma: Vma, file: File | None, now: int) -> Vma:
+    """Map ``vma``, anew, over whatever was there; returns the VMA that it became part of, or itself.
+
+    What takes up a place that was free, or that no one wrote to (a loader's next segment), needs no zap noted.
+    """
+    for start, end in _take_out(space, vma.start, vma.end):
+        zap(space, start, end, now)
+    if space.windows:
+        _forget_windows(space, vma.start, vma.end)
     if file is None:
         vma.pgoff = vma.start
     else:
@@ -138,8 +144,20 @@ def _alike(one: Vma, vma: Vma, *, protection: bool = True) -> bool:
 
 
 def munmap(space: Space, start: int, end: int, now: int) -> None:
-    """Unmap start..end; a VMA that sticks out on the left is a new one, cloned (vms_gather_munmap_vmas)."""
+    """Unmap start..end."""
+    _take_out(space, start, end)
+    zap(space, start, end, now)
+
+
+def _take_out(space: Space, start: int, end: int) -> list[tuple[int, int]]:
+    """Free start..end of VMAs; returns what of it may have been written to.
+
+    A VMA that sticks out on the left is a new one, cloned (vms_gather_munmap_vmas).
+    """
+    written = []
     for vma in space.overlapping(start, end):
+        if vma.chain:
+            written.append((max(start, vma.start), min(end, vma.end)))
         space.remove(vma)
         for low, high in ((vma.start, min(start, vma.end)), (max(end, vma.start), vma.end)):
             if low < high:
@@ -147,8 +165,7 @@ def munmap(space: Space, start: int, end: int, now: int) -> None:
         vma.unlink()
     if space.rest is not None:
         _add_hole(space.rest.holes, start, end)
-    if now >= 0:
-        zap(space, start, end, now)
+    return written
 
 
 def _add_hole(holes: list[int], start: int, end: int) -> None:
