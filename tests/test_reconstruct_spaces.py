@@ -5,11 +5,13 @@ Hypothesis makes up what a family does. Whatever is looked at, in the end and be
 
 from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tracekit.machine.reconstruct import spaces
 from tracekit.machine.reconstruct.state import File, Folio, Space, Vma
+from tracekit.machine.reconstruct.zaps import Zaps
 
 EXAMPLES = settings(
     max_examples=1000,
@@ -137,3 +139,34 @@ def test_a_fork_does_not_have_the_anon_vma_that_came_from_a_neighbour_since():
     spaces.prepare(parent, parent.at(21))
     assert parent.at(21).anon is parent.at(20).anon
     assert child.at(21).anon is None
+
+
+ZAPS = st.lists(st.tuples(st.sampled_from(["zap", "fork", "exit"]), st.integers(0, 9), st.integers(1, 6)), max_size=30)
+
+
+@EXAMPLES
+@given(ZAPS)
+def test_when_a_page_was_zapped_is_what_a_list_of_all_zaps_says(history):
+    zaps, every, heirs = Zaps(), [], []
+    for now, (what, start, pages) in enumerate(history):
+        if what == "zap":
+            zaps.note(now, start, start + pages, (heirs[0], heirs[-1]) if heirs else None)
+            every.append((now, start, start + pages))
+        elif what == "fork":
+            heirs.append(now)
+        elif heirs:
+            heirs.pop(start % len(heirs))
+        for page in range(17):
+            for before in (*heirs, now):
+                when = max((at for at, low, high in every if low <= page < high and at <= before), default=-1)
+                assert zaps.last(page, before) == when
+    assert bool(zaps) == bool(every)
+
+
+@pytest.mark.parametrize("heirs", [True, False])
+def test_mapping_and_unmapping_without_end_keeps_no_more_than_it_touches(heirs):
+    zaps = Zaps()
+    for now in range(1000):
+        zaps.note(now, 100 * (now % 7), 100 * (now % 7) + 150, (3, 5) if heirs else None)
+    assert len(zaps._starts) <= 15
+    assert all(len(events) <= (3 + 1 if heirs else 1) for events in zaps._events)

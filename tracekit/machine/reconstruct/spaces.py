@@ -239,7 +239,7 @@ def mremap(space: Space, old: range, new: range, now: int) -> None:
         moved.clone_chain(vma)
         if moved.file is not None:
             moved.file.tree.add(moved)
-        for page in range(vma.start, vma.end):
+        for page in _noted(space, vma.start, vma.end):
             folio = folio_at(space, page)
             if isinstance(folio, Folio):
                 space.own.setdefault(page - start + to, []).append((now, folio))
@@ -249,20 +249,37 @@ def mremap(space: Space, old: range, new: range, now: int) -> None:
         merge(space, moved)
 
 
+def _noted(space: Space, start: int, end: int) -> list[int]:
+    """The pages of start..end of which it, or one that it has them from, may know what they are."""
+    pages: set[int] = set()
+    one: Space | None = space
+    while one is not None:
+        few = one.own if len(one.own) < end - start else range(start, end)
+        pages.update(page for page in few if start <= page < end and page in one.own)
+        one = one.parent
+    return sorted(pages)
+
+
 def zap(space: Space, start: int, end: int, now: int) -> None:
     """Note that nothing is mapped at start..end any more."""
     if space.windows:
         _forget_windows(space, start, end)
     if end - start > _FEW:
-        space.zaps.append((now, start, end))
+        space.zaps.note(now, start, end, _asked_for(space))
         return
     for page in range(start, end):
-        space.own.setdefault(page, []).append((now, None))
+        own = space.own.setdefault(page, [])
+        if not own or own[-1][1] is not None:
+            write(space, own, now, None)
 
 
 def _forget_windows(space: Space, start: int, end: int) -> None:
     """What reads and writes of files had mapped there is gone; of a window that was cut some may be left."""
-    for window in list(space.windows):
+    windows = space.windows
+    if len(windows) > end - start:
+        read, written = range(start >> AROUND, (end - 1 >> AROUND) + 1), range(~(end - 1), ~start + 1)
+        windows = windows.intersection(read) | windows.intersection(written)
+    for window in list(windows):
         first, pages = (~window, 1) if window < 0 else (window << AROUND, 1 << AROUND)
         if first < end and start < first + pages:
             space.windows.discard(window)
@@ -270,15 +287,24 @@ def _forget_windows(space: Space, start: int, end: int) -> None:
                 space.cut.add(window)
 
 
-def write(space: Space, own: list[tuple[int, Folio | None]], now: int, folio: Folio) -> None:
-    """Note ``folio`` in ``own``, for a page of ``space`` that has heirs.
-
-    Of what was there when the oldest of them was forked, the last is enough for all.
-    """
+def write(space: Space, own: list[tuple[int, Folio | None]], now: int, folio: Folio | None) -> None:
+    """Note in ``own`` what ``space`` has at a page from ``now`` on, and forget what no one can ask for any more."""
     own.append((now, folio))
-    begun = next(iter(space.heirs)).begun
-    while own[0][0] <= begun and own[1][0] <= begun:
+    asked = _asked_for(space)
+    if asked is None:
+        del own[:-2]
+        return
+    while own[0][0] <= asked[0] and own[1][0] <= asked[0]:
         del own[0]
+    while len(own) > 2 and own[-3][0] > asked[1]:
+        del own[-3]
+
+
+def _asked_for(space: Space) -> tuple[int, int] | None:
+    """From which event to which its heirs can ask for what it had; None: no one can, for what was before the last."""
+    if not space.heirs:
+        return None
+    return next(iter(space.heirs)).begun, next(reversed(space.heirs)).born
 
 
 def folio_before(space: Space, page: int, event: int) -> Folio | None:
@@ -298,9 +324,8 @@ def folio_at(space: Space | None, page: int, *, before: int = EVERYWHERE) -> Fol
             if event <= before:
                 when, folio = event, one
                 break
-        for event, start, end in space.zaps:
-            if start <= page < end and when < event <= before:
-                return None
+        if space.zaps.last(page, before) > when:
+            return None
         if when >= 0:
             return folio
         before = min(before, space.born)

@@ -11,6 +11,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from tracekit.machine.reconstruct.tree import Tree, turn
+from tracekit.machine.reconstruct.zaps import Zaps
 
 EVERYWHERE = 1 << 60  # pages: above any address
 NOT_COPIED = 4 << 20  # in a VMA's flags: MADV_DONTFORK
@@ -229,6 +230,7 @@ class Space:
         forks: how many there were of it.
         rest: stands for all others; None where the image is not known to be written before forks.
         own: page → [(event, folio or None)], what faults and zaps of this space put there, oldest first.
+        zaps: of many pages at once.
         parent, begun, born: what it was forked from, between which events; ``EVERYWHERE`` while that goes on.
         linked: end of the part of it that is certainly in the trees, while the fork goes on.
         faulting: thread → page of its latest fault, which may not be over.
@@ -277,7 +279,7 @@ class Space:
         self.copies: Copies | None = None
         self.forks = 0
         self.own: dict[int, list[tuple[int, Folio | None]]] = {}
-        self.zaps: list[tuple[int, int, int]] = []
+        self.zaps = Zaps()
         self.windows: set[int] = set()
         self.cut: set[int] = set()
         self.maps: list[Vma] = []
