@@ -14,7 +14,7 @@ from tracekit.formats._event_format import parse_format
 FORMATS = Path(__file__).resolve().parents[2] / "shared" / "captures" / "formats"
 KERNELS = sorted(path.name for path in FORMATS.glob("*/")) if FORMATS.exists() else []
 PROBES = ("kprobes:", "fprobes:", "probe:", "unknown:", "ftrace:")
-EVENTS = [(event, name) for event, found in schema.variants().items() for name in {n for v in found for n in v.names}]
+EVENTS = sorted({(event, name) for event, found in schema.variants().items() for v in found for name in v.names})
 TRACEPOINTS = [(event, name) for event, name in EVENTS if not name.startswith(PROBES)]
 COMMON = {"common_type", "common_flags", "common_preempt_count", "common_pid"}
 
