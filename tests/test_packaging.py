@@ -153,7 +153,7 @@ def test_ci_takes_its_command_from_the_readme() -> None:
     commands = re.findall(r"^    (python3 -m venv .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert len(commands) == 2, "one sets up and runs the demo, one sets up and runs the tests"
     assert commands[0].endswith(".venv/bin/tracekit demo")
-    assert commands[1].endswith(".venv/bin/python -m pytest")
+    assert commands[1].endswith(".venv/bin/python -m pytest -n auto")
     script = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in script
     assert "bin/python -m pytest" not in script, "it has no command of its own"
