@@ -71,7 +71,7 @@ def play(operations, *, late):
 
 
 def shown(vma):
-    trees = [(order(anon.tree), anon.tree.doubted, anon is vma.anon, anon.active) for anon in vma.chain]
+    trees = [(order(anon.tree), anon.tree.doubt, anon is vma.anon, anon.active) for anon in vma.chain]
     return vma.space.number, vma.number, vma.start, vma.end, vma.pgoff, vma.flags, vma.file is not None, trees
 
 

@@ -1,10 +1,11 @@
 """What the traced kernel already has of the policies: by what the trace shows, else by its release."""
 
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import polars as pl
+
+from tracekit.machine.pte import version_of
 
 # The first releases with each variant, as far as MODEL.md A.3 and A.5 know them; mainline, distributions backport
 RELEASES: dict[str, tuple[tuple[tuple[int, int], str], ...]] = {
@@ -86,9 +87,8 @@ def _batching(policy: str, many: pl.DataFrame, released: Has) -> str:
 
 
 def _released(policy: str, release: str | None) -> Has:
-    number = re.match(r"(\d+)\.(\d+)", release or "")
-    if number is None:
+    own = version_of(release)
+    if own is None:
         return Has(None, "unknown", "neither the trace nor the release tells")
-    own = (int(number[1]), int(number[2]))
     variant = [variant for first, variant in RELEASES[policy] if first <= own][-1]
     return Has(variant, "release", f"the trace does not tell; release {release}")

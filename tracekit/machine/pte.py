@@ -35,6 +35,17 @@ class Machine(NamedTuple):
         machine = trace.manifest["machine"]
         return cls(machine["arch"] or "", machine["page_size"], machine["release"])
 
+    @property
+    def version(self) -> tuple[int, int] | None:
+        """See ``version_of``."""
+        return version_of(self.release)
+
+
+def version_of(release: str | None) -> tuple[int, int] | None:
+    """Major and minor number of a kernel, out of what ``uname -r`` prints; None where it is not known."""
+    found = re.match(r"(\d+)\.(\d+)", release or "")
+    return (int(found[1]), int(found[2])) if found else None
+
 
 class Layout(NamedTuple):
     """What a migration entry holds where, and which bits of a present PTE are its frame.
@@ -128,9 +139,9 @@ def layout_of(
     else:
         return None
     fit = [layout for layout in layouts if layout.fits(entries)]
-    version = re.match(r"(\d+)\.(\d+)", release or "")
+    version = version_of(release)
     if len(fit) == 2 and version and len(entries):
-        return fit[tuple(map(int, version.groups())) >= _UPPER_SINCE]
+        return fit[version >= _UPPER_SINCE]
     return fit[0] if len(fit) == 1 else None
 
 

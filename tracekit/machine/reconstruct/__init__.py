@@ -39,6 +39,9 @@ from tracekit.machine.reconstruct.walker import Walker
 from tracekit.machine.timeline import Kind
 from tracekit.trace import Trace
 
+# anon_vma_clone() allocates all links before it takes a lock: seen in Debian's 7.2 and 7.3, not in 6.12
+_TURNS_CHAINS_SINCE = (7, 0)
+
 __all__ = ["Reconstruction", "pruned", "reconstruct", "take"]
 
 
@@ -81,7 +84,12 @@ def _walks(trace: Trace, rows: pl.DataFrame) -> tuple[Made, dict[str, int], dict
     cycle = pl.concat(every).sort("time_ns", "seq", maintain_order=True)
     how = Shown.of(cycle, faults=happened(trace, "page_fault_user"), complete=complete)
     # those who are gone may be all that it happened to
-    how = how._replace(exit_mmap=happened(trace, "exit_mmap"), heap=happened(trace, "brk"))
+    version = pte.Machine.of(trace).version
+    how = how._replace(
+        exit_mmap=happened(trace, "exit_mmap"),
+        heap=happened(trace, "brk"),
+        turns_chains=None if version is None else version >= _TURNS_CHAINS_SINCE,
+    )
     kin = kin_of(cycle, marks)
     walker = take(pruned(cycle, page_faults(trace), marks, kin, gone), marks, how, narrow=kin is not None)
     if kin is not None and walker.identify.asked:
@@ -129,6 +137,7 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, 
     """
     Space.count = Vma.count = 0
     how = how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True)
+    Vma.turns_chains = how.turns_chains
     life = Life(prune.migrated(marks).pages, how, indexed=not narrow)
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)

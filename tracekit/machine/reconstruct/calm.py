@@ -36,7 +36,7 @@ def calm(tree: Tree, life: Life) -> Calm | None:
     """What walks through ``tree`` share now; None where they may differ."""
     known, members = tree.calm, tree.every()
     if known is None or known.members is not members or known.stirred != life.stirred:
-        known = tree.calm = Calm(members, life, doubted=tree.doubted)
+        known = tree.calm = Calm(members, life, doubted=bool(tree.doubt))
     return known if known.usual else None
 
 

@@ -97,6 +97,7 @@ class Shown(NamedTuple):
         complete: the calls that map and unmap; without them no tree is certain.
         mapped_files: how many mappings there are of files that only the number of a descriptor tells.
         heap: brk(), so that the heap is a VMA like any other.
+        turns_chains: whether the kernel turns an anon_vma_chain around when it clones one; None: not known.
     """
 
     faults: bool
@@ -105,6 +106,7 @@ class Shown(NamedTuple):
     complete: bool
     mapped_files: int
     heap: bool
+    turns_chains: bool | None = True
 
     @classmethod
     def of(cls, cycle: pl.DataFrame, *, faults: bool, complete: bool) -> "Shown":

@@ -45,7 +45,7 @@ class Life:
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.whose = Whose(indexed=indexed)
-        self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files, self.heap = shown
+        self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files, self.heap, _ = shown
         self.epoch = 0
         self.changed = 0
         self.exiting: set[int] = set()

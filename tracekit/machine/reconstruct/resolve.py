@@ -125,8 +125,8 @@ def _unsettled(walk: Walk, tree: list[Vma], visited: list[Vma], life: Life) -> s
     if any(vma.space.epoch != life.epoch for vma in visited):
         return "events were lost"
     source = walk.source or walk
-    if source.found is not None and source.found.folio.mapping.tree.doubted:
-        return "exec not recorded"
+    if source.found is not None and source.found.folio.mapping.tree.doubt:
+        return source.found.folio.mapping.tree.doubt
     last = visited[-1] if visited else None
     end = next((i for i, vma in enumerate(tree) if vma is last), -1)
     if any(vma.space.born > walk.when or vma.space.dying <= walk.until for vma in tree[: end + 1]):

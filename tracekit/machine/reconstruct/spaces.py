@@ -54,7 +54,7 @@ def doubt(space: Space) -> None:
     for vma in space.all_vmas():
         for mapping in (*vma.chain, vma.file):
             if mapping is not None:
-                mapping.tree.doubted = True
+                mapping.tree.doubt = "exec not recorded"
 
 
 def unlink(space: Space) -> None:

@@ -79,6 +79,7 @@ class Vma:
         "start",
     )
     count = 0
+    turns_chains: bool | None = True  # by the kernel's release, see ``Shown``
 
     def __init__(self, space: "Space", start: int, end: int, pgoff: int, number: int = 0) -> None:
         if not number:
@@ -124,12 +125,19 @@ class Vma:
     def clone_chain(self, source: "Vma") -> None:
         """anon_vma_clone(self, source) in a split or a move: the same trees, the same own anon_vma."""
         self.give()
-        for anon in source.chain:
+        for anon in source.cloned():
             anon.tree.add(self)
             self.chain.append(anon)
         self.anon = source.anon
         if self.anon is not None:
             self.anon.active += 1
+
+    def cloned(self) -> Iterator[AnonVma]:
+        """Its chain in the order in which anon_vma_clone() goes through it.
+
+        Since v7.0 the links are allocated first, each put before the others: it comes out turned around.
+        """
+        return iter(self.chain) if Vma.turns_chains is False else reversed(self.chain)
 
     def copy(self, child: "Space", number: int = 0, when: int = 0) -> "Vma":
         """What dup_mmap() makes of it; ``number`` and turn in the trees (``tree.turn``) are kept for it, or 0."""
@@ -143,12 +151,17 @@ class Vma:
         """anon_vma_fork(self, source): link to the parent's trees, then reuse a dead ancestor's or add an own one."""
         if source.anon is None:
             return
-        for anon in source.chain:
+        free = []
+        for anon in source.cloned():
             anon.tree.add(self, when)
             self.chain.append(anon)
-            if self.anon is None and anon.active == 0 and anon.children < 2:
-                self.anon = anon
-        if self.anon is not None:
+            if anon.active == 0 and anon.children < 2:
+                free.append(anon)
+        if len(free) > 1 and Vma.turns_chains is None:
+            for anon in free:
+                anon.tree.doubt = "kernel release not known"
+        if free:
+            self.anon = free[0]
             self.anon.active += 1
             return
         self.anon = AnonVma(source.anon)

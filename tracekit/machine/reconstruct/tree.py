@@ -25,11 +25,11 @@ class Tree:
 
     Attributes:
         forks: how many there were of any space.
-        doubted: whether a VMA was taken out of it of which no event shows that it went.
+        doubt: why what is in it may be something else; empty: it may not.
         calm: what ``calm`` found out of it last.
     """
 
-    __slots__ = ("_ends", "_forks", "_highest", "_ordered", "_stale", "_starts", "_vmas", "calm", "doubted")
+    __slots__ = ("_ends", "_forks", "_highest", "_ordered", "_stale", "_starts", "_vmas", "calm", "doubt")
     forks = 0
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Tree:
         self._forks = -1
         self._ordered: list[Vma] | None = None
         self._stale = True
-        self.doubted = False
+        self.doubt = ""
         self.calm: Calm | None = None
 
     def __len__(self) -> int:
