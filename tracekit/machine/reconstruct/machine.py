@@ -17,6 +17,7 @@ Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
 
 CLONE_CHILD_SETTID = 0x0100_0000
 _PAGE = 12
+_ENOMEM = -12  # of mprotect() and madvise(): part of the range is not mapped, the rest was done
 
 
 class Life:
@@ -187,19 +188,22 @@ class Life:
             spaces.munmap(self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length), self.now)
 
     def mprotect(self, event: Event) -> None:
-        """Another protection, which splits VMAs and makes others one."""
+        """Another protection, which splits VMAs and makes others one; up to a hole where there is one."""
         tid, start, length, protection = event[1:5]
-        if not event[-1]:
-            space, page = self.space(tid), start >> _PAGE
-            if space.at(page) is space.rest and page < space.data:
-                self._data(space, page)  # the dynamic linker, or static start-up code, closes the relocated part
-            kept = ~spaces.PROTECTION
-            spaces.change(space, page, page + _pages(length), lambda flags: flags & kept | protection)
+        if event[-1] not in {0, _ENOMEM}:
+            return
+        space, page, end = self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length)
+        if event[-1] == _ENOMEM:
+            end = space.mapped_until(page, end)
+        elif space.at(page) is space.rest and page < space.data:
+            self._data(space, page)  # the dynamic linker, or static start-up code, closes the relocated part
+        kept = ~spaces.PROTECTION
+        spaces.change(space, page, end, lambda flags: flags & kept | protection)
 
     def madvise(self, event: Event) -> None:
-        """Split, zap or neither, by behaviour."""
+        """Split, zap or neither, by behaviour; of a range with holes, what is mapped."""
         tid, start, length, behaviour = event[1:5]
-        if event[-1]:
+        if event[-1] not in {0, _ENOMEM}:
             return
         space, first, end = self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length)
         if behaviour in spaces.ZAPS:

@@ -2,7 +2,8 @@
 
 A write matters at pages that migrate, until they last do; elsewhere in the mapping of one only as its first, which
 gives the VMA an anon_vma. A mapping matters where one lies in it or in one that touches it. A process that came and
-went while nothing migrated, and left no child, matters to what its parent may write alone.
+went while nothing migrated, and left no child, matters to what its parent may write, and to which anon_vma of a dead
+ancestor another fork may reuse.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ Numbers = npt.NDArray[np.int64]
 
 _MAPS = (Code.MMAP, Code.MUNMAP, Code.MPROTECT, Code.MADVISE, Code.MREMAP)
 _CLONES = (Code.CLONE, Code.CLONE3)
-LIVES = (Code.NEWTASK, *_CLONES, Code.EXIT, Code.EXIT_MMAP, Code.LOST)
+LIVES = (Code.NEWTASK, *_CLONES, Code.EXEC, Code.EXIT, Code.EXIT_MMAP, Code.LOST)
 """What ``gone`` goes by."""
 
 
@@ -133,8 +134,8 @@ def mappings(cycle: pl.DataFrame, near: Areas) -> pl.DataFrame:
 def gone(births: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
     """Processes that came and went while nothing migrated and had no child: what they did then matters to no one.
 
-    Threads are none of them: what they map and write is their process's, and so is what a child of vfork() does before
-    exec.
+    Unless one of their family was forked meanwhile, to which it may matter which anon_vmas they had. Threads are none
+    of them: what they map and write is their process's, and so is what a child of vfork() does before exec.
 
     Args:
         births: rows of ``cycle`` of at least the codes ``LIVES``, in order of time.
@@ -156,17 +157,50 @@ def gone(births: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
         )[name]
 
     last = (Code.EXIT_MMAP,) if (cycle["code"] == Code.EXIT_MMAP).any() else (Code.EXIT,)
-    calls = cycle.filter(pl.col("code").is_in(_CLONES)).select("at", "tid", call="seq", call_ns="time_ns")
+    calls = cycle.filter(pl.col("code").is_in(_CLONES)).select("at", "tid", call="seq", call_ns="time_ns", call_at="at")
     born = born.join_asof(calls, on="at", by="tid", check_sortedness=False).with_columns(
         end=next_of(last, "end"), heir=next_of((Code.NEWTASK,), "heir")
     )
-    born = born.drop_nulls("end")
+    born = _with_deep_forks(born, cycle).drop_nulls("end")
     born = born.with_columns(until_ns=cycle["time_ns"].gather(born["end"]))
     told = pl.concat([marks["time_ns"], cycle.filter(pl.col("code") == Code.LOST)["time_ns"]]).sort().to_numpy()
     begun = born.select(pl.coalesce("call_ns", "from_ns")).to_series().to_numpy()
     quiet = np.searchsorted(told, begun) == np.searchsorted(told, born["until_ns"].to_numpy(), side="right")
+    quiet &= ~born["deep"].to_numpy()
     left = born.filter(pl.Series(quiet) & (pl.col("heir").is_null() | (pl.col("heir") > pl.col("end"))))
     return left.select("from_ns", "until_ns", "birth", "call", tid="child")
+
+
+def _with_deep_forks(born: pl.DataFrame, cycle: pl.DataFrame) -> pl.DataFrame:
+    """``born`` with ``deep``: whether one of its family was forked meanwhile that may have got a dead one's anon_vma.
+
+    A root's is never reused, nor the parent's own: so only where the parent is a grandchild of what exec made.
+    """
+    execs = cycle.filter(pl.col("code") == Code.EXEC).select("at", "tid", exec_at="at")
+    parents = born.select("at", "child", parent=pl.int_range(len(born)), born_at="at")
+    above = born.join_asof(
+        parents, on="at", by_left="tid", by_right="child", allow_exact_matches=False, check_sortedness=False
+    )
+    above = above.join_asof(execs, on="at", by="tid", check_sortedness=False)
+    own = above.select(
+        pl.when(pl.col("exec_at").is_null() | (pl.col("exec_at") < pl.col("born_at"))).then("parent").fill_null(-1)
+    ).to_series()
+    parent = own.to_numpy()
+    grandparent = np.where(parent >= 0, parent[parent], -1)
+    forks = np.flatnonzero(grandparent >= 0)
+    if not len(forks):
+        return born.with_columns(deep=pl.lit(value=False))
+    oldest = np.where(parent >= 0, parent, np.arange(len(parent)))
+    while (further := oldest[oldest]).tolist() != oldest.tolist():
+        oldest = further
+    family = born["tid"].to_numpy()[oldest].astype(np.int64)
+    rows = len(cycle) + 1
+    at = np.sort(family[forks] * rows + born["at"].to_numpy()[forks])
+    begins = born.select(pl.coalesce("call_at", "at")).to_series().to_numpy()
+    ends = born["end"].fill_null(rows - 1).to_numpy()
+    others = np.searchsorted(at, family * rows + ends, side="right") - np.searchsorted(at, family * rows + begins)
+    own_too = (grandparent >= 0).astype(np.int64)
+    return born.with_columns(deep=pl.Series(others > own_too))
 
 
 def without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:

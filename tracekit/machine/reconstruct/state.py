@@ -341,6 +341,14 @@ class Space:
             vma.give()
         return found
 
+    def mapped_until(self, page: int, end: int) -> int:
+        """Where the VMAs from ``page`` on leave a first hole, at most ``end``."""
+        for vma in self.overlapping(page, end):
+            if vma.start > page:
+                break
+            page = vma.end
+        return min(page, end)
+
     def all_vmas(self) -> Iterator[Vma]:
         """Every VMA of its own, the stand-in included."""
         if self.rest is not None:
