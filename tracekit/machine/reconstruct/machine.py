@@ -108,8 +108,8 @@ class Life:
                 continue
             if not start <= page < end:
                 found = space.at(page)
-                if found is None:
-                    continue
+                if found is None or (found is not space.rest and not found.flags & spaces.PROT_WRITE):
+                    continue  # SIGSEGV, which collectors of garbage may want
                 vma = found
                 start, end = (0, 0) if vma is space.rest else (vma.start, vma.end)
             if page in pages:

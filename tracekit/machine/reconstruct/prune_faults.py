@@ -17,7 +17,7 @@ from tracekit.machine.reconstruct.prune import Areas, Cover, Migrated, Numbers, 
 from tracekit.machine.reconstruct.sieve import Sieve
 from tracekit.machine.reconstruct.spaces import AROUND
 
-_MAKES = (Code.MMAP, Code.MREMAP, Code.BRK)
+_MAKES = (Code.MMAP, Code.MREMAP, Code.BRK, Code.MPROTECT)
 Flags = npt.NDArray[np.bool_]
 
 
@@ -134,10 +134,15 @@ class _Firsts:
             "time_ns", pl.when(pl.col("code") == Code.NEWTASK).then("a").otherwise("tid").cast(pl.Int32).alias("tid")
         )
         maps = cycle.filter(pl.col("code").is_in(_MAKES))
-        inside = maps.select(pl.col("ret").fill_null(0) - (pl.col("code") == Code.BRK)).to_series()  # brk(): the end
-        pages = inside.to_numpy() >> 12
-        cell = len(near.starts) + np.searchsorted(near.cells, pages, side="right")
-        made = pl.concat([maps.select("time_ns", area=pl.Series(where)) for where in (near.of(pages), cell)])
+        first, end = _made(maps)
+        inside = near.of(np.where(maps["code"].to_numpy() == Code.BRK, end - 1, first))
+        low = len(near.starts) + np.searchsorted(near.cells, first, side="right")
+        cells = np.maximum(len(near.starts) + np.searchsorted(near.cells, end - 1, side="right") - low + 1, 0)
+        of = np.repeat(np.arange(len(maps)), cells)
+        cell = low[of] + np.arange(len(of)) - (np.cumsum(cells) - cells)[of]
+        made = pl.concat(
+            [maps.select("time_ns", area=pl.Series(inside)), maps[of].select("time_ns", area=pl.Series(cell))]
+        )
         self._since = [
             (by, other.sort("time_ns").with_columns(pl.col("time_ns").alias(f"since_{by}")))
             for other, by in ((begun, "tid"), (made, "area"))
@@ -160,6 +165,18 @@ class _Firsts:
         each = (since, writes["tid"].to_numpy(), writes["area"].to_numpy())
         other[1:] = np.any([one[1:] != one[:-1] for one in each], axis=0)
         return other
+
+
+def _made(maps: pl.DataFrame) -> tuple[Numbers, Numbers]:
+    """int64[n] each: first page and end of what each of ``_MAKES`` mapped or made writable."""
+    code = pl.col("code")
+    start = pl.when(code == Code.BRK).then("b").when(code == Code.MPROTECT).then("a").otherwise("ret")
+    length = (
+        pl.when(code == Code.BRK).then(pl.col("ret") - pl.col("b")).when(code == Code.MREMAP).then("c").otherwise("b")
+    )
+    told = maps.select(start.fill_null(0).clip(0, 1 << 62).alias("start"), length.fill_null(0).clip(0, 1 << 62))
+    first = told["start"].to_numpy() >> 12
+    return first, first + ((told.to_series(1).to_numpy() + 4095) >> 12)
 
 
 def _idle(kept: pl.DataFrame, cycle: pl.DataFrame, marks: pl.DataFrame) -> Flags:

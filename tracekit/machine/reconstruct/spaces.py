@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from tracekit.machine.reconstruct.state import EVERYWHERE, NOT_COPIED, File, Folio, Space, Vma
 
-PROTECTION = 0xF
+PROT_WRITE, PROTECTION = 0x2, 0xF
 HEAP = 0x3  # protection of what brk() maps
 MAP_FLAGS = 0x2_6100  # STACK, NORESERVE, LOCKED, GROWSDOWN: those of mmap that become flags of the VMA
 MAP_TYPE, MAP_SHARED = 0xF, (0x1, 0x3)
