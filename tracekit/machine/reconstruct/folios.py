@@ -108,10 +108,11 @@ def _unseen(space: Space, vma: Vma, entry: Entry, *, faults: bool) -> Found:
         sure = vma.known and exclusive is not None and space.forked < 0 and (len(line) == 2 or faults)
     if vma is space.rest and not exclusive and not entry.dirty:
         sure = False  # it may be of a file: nothing says what the image consists of
-    folio = Folio(anon, origin, origin.born, sure=sure)
     if exclusive:
-        space.own.setdefault(page, []).append((space.forked + 1, folio))
+        folio = Folio(anon, origin, space.forked + 1, sure=sure)
+        space.own.setdefault(page, []).append((folio.since, folio))
     else:
+        folio = Folio(anon, origin, origin.born, sure=sure)
         origin.own.setdefault(page, []).insert(0, (origin.born, folio))
     return Found(folio, vma.pgoff + page - vma.start)
 

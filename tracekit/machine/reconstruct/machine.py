@@ -133,7 +133,8 @@ class Life:
             space.windows.add(~page)
             return
         own = space.own.get(page)
-        if own is not None and own[-1][0] > space.forked and own[-1][1] is not None and not space.zaps:
+        last = own[-1][1] if own is not None and not space.zaps else None
+        if last is not None and last.origin is space and last.since > space.forked:
             return  # its own already, and not shared since: a NUMA hint, or a protection lifted
         folio = Folio(vma.anon or self._anon(space, vma), space, when)
         if own is None:

@@ -229,21 +229,21 @@ def mremap(space: Space, old: range, new: range, now: int) -> None:
             vma.end = max(vma.end, start + new_pages)
             vma.reinsert()
         return
-    split(space, start, start + old_pages)
     munmap(space, to, to + new_pages, now)
     for vma in space.overlapping(start, start + old_pages):
-        moved = vma.like(space, vma.start, vma.end)
-        moved.start, moved.end = vma.start - start + to, vma.end - start + to
+        low, high = max(vma.start, start), min(vma.end, start + old_pages)
+        moved = vma.like(space, low, high)
+        moved.start, moved.end = low - start + to, high - start + to
         if vma.file is None and vma.anon is None:
             moved.pgoff = moved.start
         moved.clone_chain(vma)
         if moved.file is not None:
             moved.file.tree.add(moved)
-        for page in _noted(space, vma.start, vma.end):
+        for page in _noted(space, low, high):
             folio = folio_at(space, page)
             if isinstance(folio, Folio):
                 space.own.setdefault(page - start + to, []).append((now, folio))
-        munmap(space, vma.start, vma.end, now)
+        munmap(space, low, high, now)
         moved.end += new_pages - old_pages
         space.add(moved)
         merge(space, moved)
