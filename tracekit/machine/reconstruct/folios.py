@@ -49,14 +49,14 @@ def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
     if vma is None:
         return None
     at = page - vma.start + vma.pgoff
-    known = _known(space, page, entry.order)
-    if known is not None and entry.exclusive is False and known.origin is space and known.since > space.forked:
+    folio = known(space, page, entry.order)
+    if folio is not None and entry.exclusive is False and folio.origin is space and folio.since > space.forked:
         # written since the last fork, it would be exclusive: so the fault had not had its effect when this was set
-        known = folio_before(space, page, known.since) or known
-    if known is not None and entry.exclusive and known.origin not in {None, space}:
-        known = None  # the kernel wrote to it since, which shows as no fault: a thread id, a signal frame, read()
-    if known is not None and known.mapping.tree.over(at, at):
-        return Found(known, _pgoff(vma, page, known))
+        folio = folio_before(space, page, folio.since) or folio
+    if folio is not None and entry.exclusive and folio.origin not in {None, space}:
+        folio = None  # the kernel wrote to it since, which shows as no fault: a thread id, a signal frame, read()
+    if folio is not None and folio.mapping.tree.over(at, at):
+        return Found(folio, _pgoff(vma, page, folio))
     unwritten = not entry.exclusive and not entry.dirty
     if vma.file is not None and (vma.shared or unwritten):
         return Found(Folio(vma.file, sure=vma.shared or entry.dirty is False), at)
@@ -67,7 +67,7 @@ def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
     return _unseen(space, vma, entry, faults=faults)
 
 
-def _known(space: Space, page: int, order: int) -> Folio | None:
+def known(space: Space, page: int, order: int) -> Folio | None:
     """The folio by its faults; a large one is known by whichever of its pages was written first."""
     folio = folio_at(space, page)
     if isinstance(folio, Folio):

@@ -1,8 +1,9 @@
 """Which folio a walk was of: by whose memory the caller moves, by where it was moved before, by who wrote there."""
 
+from collections import Counter
 from typing import NamedTuple
 
-from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, maps
+from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, known, maps
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.moved import Moved
 from tracekit.machine.reconstruct.state import Folio, Space
@@ -23,6 +24,19 @@ class Identity(NamedTuple):
     found: Found | None
     space: Space | None = None
     still: bool = False
+
+
+def _told(space: Space, run: Run, walk: Walk) -> bool:
+    """Whether the folio that ``space`` is known to have where ``run`` stood explains all that ``walk`` found.
+
+    Where mremap() moved a part, a folio stands at several addresses, and some may be those of other folios there.
+    """
+    vma, folio = space.at(run.page), known(space, run.page, walk.order)
+    if vma is None or folio is None:
+        return False
+    first = vma.pgoff + run.base - vma.start
+    there = folio.mapping.tree.over(first, first + (1 << walk.order) - 1)
+    return not Counter(one.base for one in walk.runs()) - Counter(one.start - one.pgoff + first for one in there)
 
 
 class Identify:
@@ -53,7 +67,7 @@ class Identify:
         target = self.target(tid, walk.reason)
         if target is not None:
             several = len({run.base for run in runs}) > 1
-            for run in runs:
+            for run in sorted(runs, key=lambda run: not _told(target, run, walk)) if several else runs:
                 vma = target.at(run.page)
                 if vma is None or (several and vma is target.rest):
                     continue

@@ -229,24 +229,31 @@ def mremap(space: Space, old: range, new: range, now: int) -> None:
             vma.end = max(vma.end, start + new_pages)
             vma.reinsert()
         return
-    munmap(space, to, to + new_pages, now)
-    for vma in space.overlapping(start, start + old_pages):
-        low, high = max(vma.start, start), min(vma.end, start + old_pages)
-        moved = vma.like(space, low, high)
-        moved.start, moved.end = low - start + to, high - start + to
-        if vma.file is None and vma.anon is None:
-            moved.pgoff = moved.start
-        moved.clone_chain(vma)
-        if moved.file is not None:
-            moved.file.tree.add(moved)
-        for page in _noted(space, low, high):
-            folio = folio_at(space, page)
-            if isinstance(folio, Folio):
-                space.own.setdefault(page - start + to, []).append((now, folio))
-        munmap(space, low, high, now)
-        moved.end += new_pages - old_pages
-        space.add(moved)
-        merge(space, moved)
+    # several of them since v6.17, each moved alone: what is opposite a hole between them stays
+    for part in [range(vma.start, vma.end) for vma in space.overlapping(start, start + old_pages)]:
+        low, high = max(part.start, start), min(part.stop, start + old_pages)
+        _move(space, range(low, high), low - start + to, new_pages - old_pages, now)
+
+
+def _move(space: Space, old: range, to: int, grown: int, now: int) -> None:
+    """Move pages of one VMA to ``to``, with ``grown`` more behind them."""
+    munmap(space, to, to + len(old) + grown, now)
+    (vma,) = space.overlapping(old.start, old.stop)
+    moved = vma.like(space, old.start, old.stop)
+    moved.start, moved.end = to, to + len(old)
+    if vma.file is None and vma.anon is None:
+        moved.pgoff = moved.start
+    moved.clone_chain(vma)
+    if moved.file is not None:
+        moved.file.tree.add(moved)
+    for page in _noted(space, old.start, old.stop):
+        folio = folio_at(space, page)
+        if isinstance(folio, Folio):
+            space.own.setdefault(page - old.start + to, []).append((now, folio))
+    munmap(space, old.start, old.stop, now)
+    moved.end += grown
+    space.add(moved)
+    merge(space, moved)
 
 
 def _noted(space: Space, start: int, end: int) -> list[int]:
