@@ -74,7 +74,7 @@ class Batch:
         block, first = self.block, plain.first
         walk = Walk(block.pfns[first], 0, self.when + first)
         walk.until, walk.reason = self.when + plain.end - 1, self.reason
-        walk.type, walk.dirty = block.types[first] & DIRTY - 1, block.types[first] >= DIRTY
+        walk.types = list(block.types[first : plain.end])
         walk.entries = [(block.rows[i], block.pages[i], block.pfns[i], 1) for i in range(first, plain.end)]
         walk.found, walk.sure = Found(plain.folio, plain.pgoff), True
         walk.hit = {plain.tree.members[i]: run for i, run in zip(plain.hits, walk.runs(), strict=True)}

@@ -133,7 +133,7 @@ def maps(found: Found, vma: Vma, order: int) -> bool:
     """Whether ``vma`` should map a page of the folio."""
     page = vma.page(found.pgoff)
     if isinstance(found.folio.mapping, File):
-        return _file_mapped(vma, page)
+        return page in vma.space.file_pages
     if not order:
         return folio_at(vma.space, page) is found.folio
     pages = range(page, min(page + (1 << order), vma.end))
@@ -161,8 +161,6 @@ def _holds(found: Found, vma: Vma, order: int, *, faults: bool) -> Holds:
     if not faults:
         return Holds.MAYBE if mapped or file else Holds.NO
     page = vma.page(found.pgoff)
-    if file and not mapped and page >> AROUND in vma.space.cut:
-        return Holds.MAYBE
     if in_flight(vma.space, range(page, page + (1 << order)), file=file) and (mapped is file or not file):
         return Holds.MAYBE
     return Holds.YES if mapped else Holds.NO
@@ -174,7 +172,7 @@ def in_flight(space: Space, pages: range, *, file: bool) -> bool:
     An event shows that a fault began; what its task does next, that it is over.
     """
     for one in space.faulting.values():
-        if one in pages or (file and one >> AROUND == pages.start >> AROUND):
+        if one in pages or (file and abs(one - pages.start) < AROUND):
             return True
     parent = space.parent
     if file or parent is None:
@@ -185,12 +183,6 @@ def in_flight(space: Space, pages: range, *, file: bool) -> bool:
         if page not in space.own
         for when, _ in parent.own.get(page, ())
     )
-
-
-def _file_mapped(vma: Vma, page: int) -> bool:
-    """Written itself, or read near enough for do_fault_around()."""
-    windows = vma.space.windows
-    return (page >> AROUND) in windows or ~page in windows
 
 
 def image_of(space: Space, start: int, end: int, pgoff: int, file: File) -> Vma:

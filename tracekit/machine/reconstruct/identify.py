@@ -3,6 +3,7 @@
 from collections import Counter
 from typing import NamedTuple
 
+from tracekit.machine.reconstruct.events import DIRTY
 from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, known, maps
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.moved import Moved
@@ -27,15 +28,16 @@ class Identity(NamedTuple):
 
 
 def _told(space: Space, run: Run, walk: Walk) -> bool:
-    """Whether the folio that ``space`` is known to have where ``run`` stood explains all that ``walk`` found.
+    """Whether the folio that ``space`` has where ``run`` stood, as far as is known, explains all that ``walk`` found.
 
     Where mremap() moved a part, a folio stands at several addresses, and some may be those of other folios there.
     """
     vma, folio = space.at(run.page), known(space, run.page, walk.order)
-    if vma is None or folio is None:
+    mapping = folio.mapping if folio is not None else vma.file if vma is not None else None
+    if vma is None or mapping is None:
         return False
     first = vma.pgoff + run.base - vma.start
-    there = folio.mapping.tree.over(first, first + (1 << walk.order) - 1)
+    there = mapping.tree.over(first, first + (1 << walk.order) - 1)
     return not Counter(one.base for one in walk.runs()) - Counter(one.start - one.pgoff + first for one in there)
 
 
@@ -108,8 +110,10 @@ class Identify:
         return Identity(None)
 
     def _at(self, space: Space, run: Run, walk: Walk) -> Found | None:
-        exclusive = None if self.read_type is None else walk.type > self.read_type
-        dirty = walk.dirty if self.dirty_bits else None
+        # that of ``space`` may be any at this address: a shared mapping of a file has another than a private one
+        kinds = [walk.types[one.first] for one in walk.runs() if one.page == run.page]
+        exclusive = None if self.read_type is None else min(kind & DIRTY - 1 for kind in kinds) > self.read_type
+        dirty = min(kinds) >= DIRTY if self.dirty_bits else None
         entry = Entry(run.page, walk.order, exclusive, dirty)
         found = find(space, entry, faults=self.life.faults)
         if found is None or not walk.order:

@@ -42,7 +42,7 @@ class Life:
         self.now = 0
         self.stirred = 0
         self.pages = set(pages.tolist())
-        self.around = set((pages >> AROUND).tolist())
+        self.around = {page + near for page in set((pages // AROUND).tolist()) for near in (-1, 0, 1)}
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.whose = Whose(indexed=indexed)
@@ -118,20 +118,27 @@ class Life:
                 spaces.prepare(space, vma)
             if not end and page < space.data:
                 self._data(space, page)
-        if page >> AROUND in self.around:
+        if page // AROUND in self.around:
             space.faulting[tid] = page
         elif space.faulting:
             space.faulting.pop(tid, None)
 
     def _read(self, space: Space, page: int) -> None:
-        if page >> AROUND in self.around:
-            space.windows.add(page >> AROUND)
+        """A fault on a file maps what is around it, too."""
+        vma = space.at(page) if page // AROUND in self.around else None
+        if vma is not None and (vma.file is not None or vma is space.rest):
+            for one in spaces.around(vma, page):
+                if one in self.pages and not isinstance(spaces.folio_at(space, one), Folio):
+                    spaces.map_file(space, vma, one)
 
     def _written(self, space: Space, vma: Vma, page: int, when: int) -> None:
         """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
         if vma.shared:
-            space.windows.add(~page)
+            spaces.map_file(space, vma, page)
             return
+        if space.private_pages:
+            space.file_pages.discard(page)
+            space.private_pages.discard(page)
         own = space.own.get(page)
         last = own[-1][1] if own is not None and not space.zaps else None
         if last is not None and last.origin is space and last.since > space.forked:

@@ -78,7 +78,8 @@ class _Choice:
         self.where = where
         self._images = Cover(images(cycle))
         self._pages = Sieve(where.moved.pages)
-        self._windows = Sieve(where.moved.pages >> AROUND)
+        windows = where.moved.pages // AROUND
+        self._windows = Sieve(np.unique(np.concatenate([windows - 1, windows, windows + 1])))
         self._mattered: dict[int, bool] = {}  # by thread, whether its latest fault did
 
     def take(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -104,7 +105,7 @@ class _Choice:
             area[other] = len(near.starts) + np.searchsorted(near.cells, page[other], side="right")
         matters = exact.copy()
         reads = np.flatnonzero(~write)
-        matters[reads[self._windows.places(page[reads] >> AROUND)[0]]] = True
+        matters[reads[self._windows.places(page[reads] // AROUND)[0]]] = True
         behind = self._behind(matters, tid) & ~matters
         matters |= behind
         behind &= ~self._images.holds(page)  # where a first write to the data of one shows where these begin

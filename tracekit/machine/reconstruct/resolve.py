@@ -59,14 +59,16 @@ def _lay_try(walk: Walk, identity: Identity, members: list[Vma], life: Life) -> 
     if len(members) == len(runs) == 1:
         return lay(walk.bases(members), [Holds.YES], [runs[0].base])
     state = states(found, members, walk.order, faults=life.faults)
+    bases, wanted = walk.bases(members), [run.base for run in runs]
+    copies = not isinstance(found.folio.mapping, File)
     for i, vma in enumerate(members):
-        if vma.space is identity.space and state[i] == Holds.MAYBE:
+        open_ = state[i] == Holds.MAYBE or (state[i] == Holds.NO and not copies and bases[i] in wanted)
+        if vma.space is identity.space and open_:
             likely = i  # it is its memory that is being moved
             state[i] = Holds.YES if identity.still else Holds.MAYBE
         elif vma.space.dying <= walk.until and state[i] == Holds.YES:
             state[i] = Holds.MAYBE
-    copies = not isinstance(found.folio.mapping, File)
-    return lay(walk.bases(members), state, [run.base for run in runs], likely, copies=copies)
+    return lay(bases, state, wanted, likely, copies=copies)
 
 
 def resolve_remove(walk: Walk, life: Life) -> Resolved:

@@ -9,7 +9,8 @@ PROT_WRITE, PROTECTION = 0x2, 0xF
 HEAP = 0x3  # protection of what brk() maps
 MAP_FLAGS = 0x2_6100  # STACK, NORESERVE, LOCKED, GROWSDOWN: those of mmap that become flags of the VMA
 MAP_TYPE, MAP_SHARED = 0xF, (0x1, 0x3)
-AROUND = 4  # log2 of the pages that a read fault on a file maps (fault_around_bytes = 65536)
+AROUND = 16  # pages that a read fault on a file maps (fault_around_bytes = 65536)
+PAGES_OF_TABLE = 512
 # madvise behaviours (uapi/asm-generic/mman-common.h) that change a VMA's flags and so may split it
 CHANGES_FLAGS = frozenset((0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19))
 ZAPS = frozenset((4, 9, 24))  # MADV_DONTNEED, MADV_REMOVE, MADV_DONTNEED_LOCKED
@@ -42,6 +43,11 @@ def fork(parent: Space, now: int) -> Space:
         child.rest = parent.rest.copy(child)
     child.maps = [vma.copy(child) for vma in parent.maps]
     parent.take_all()
+    for page in parent.private_pages:  # vma_needs_copy(): of a file's pages only where some were written
+        vma = parent.at(page)
+        if vma is not None and vma.chain and not vma.flags & NOT_COPIED:
+            child.file_pages.add(page)
+            child.private_pages.add(page)
     child.inherit(parent)
     if parent.parent is not None and parent.parent.parent is not None:
         child.take_all()
@@ -77,8 +83,8 @@ def mmap(space: Space, vma: Vma, file: File | None, now: int) -> Vma:
     """
     for start, end in _take_out(space, vma.start, vma.end):
         zap(space, start, end, now)
-    if space.windows:
-        _forget_windows(space, vma.start, vma.end)
+    if space.file_pages:
+        _unmap_file(space, vma.start, vma.end)
     if file is None:
         vma.pgoff = vma.start
     else:
@@ -250,7 +256,10 @@ def _move(space: Space, old: range, to: int, grown: int, now: int) -> None:
         folio = folio_at(space, page)
         if isinstance(folio, Folio):
             space.own.setdefault(page - old.start + to, []).append((now, folio))
+    mapped = [page for page in old if page in space.file_pages] if space.file_pages else []
     munmap(space, old.start, old.stop, now)
+    for page in mapped:
+        map_file(space, moved, page - old.start + to)
     moved.end += grown
     space.add(moved)
     merge(space, moved)
@@ -269,8 +278,8 @@ def _noted(space: Space, start: int, end: int) -> list[int]:
 
 def zap(space: Space, start: int, end: int, now: int) -> None:
     """Note that nothing is mapped at start..end any more."""
-    if space.windows:
-        _forget_windows(space, start, end)
+    if space.file_pages:
+        _unmap_file(space, start, end)
     if end - start > _FEW:
         space.zaps.note(now, start, end, _asked_for(space))
         return
@@ -280,18 +289,27 @@ def zap(space: Space, start: int, end: int, now: int) -> None:
             write(space, own, now, None)
 
 
-def _forget_windows(space: Space, start: int, end: int) -> None:
-    """What reads and writes of files had mapped there is gone; of a window that was cut some may be left."""
-    windows = space.windows
-    if len(windows) > end - start:
-        read, written = range(start >> AROUND, (end - 1 >> AROUND) + 1), range(~(end - 1), ~start + 1)
-        windows = windows.intersection(read) | windows.intersection(written)
-    for window in list(windows):
-        first, pages = (~window, 1) if window < 0 else (window << AROUND, 1 << AROUND)
-        if first < end and start < first + pages:
-            space.windows.discard(window)
-            if window >= 0 and not start <= first < first + pages <= end:
-                space.cut.add(window)
+def around(vma: Vma, page: int) -> range:
+    """What a read fault at ``page`` of a file maps as far as it is in memory: do_fault_around()."""
+    of_table = page % PAGES_OF_TABLE
+    first = max(of_table - of_table % AROUND, of_table - (page - vma.start))
+    end = min(first + AROUND, PAGES_OF_TABLE, of_table + vma.end - page)
+    return range(page - of_table + first, page - of_table + end)
+
+
+def map_file(space: Space, vma: Vma, page: int) -> None:
+    """A page of the file of ``vma`` is mapped; of an image it is taken to be of the text, which no one writes."""
+    space.file_pages.add(page)
+    if not vma.shared and vma is not space.rest:
+        space.private_pages.add(page)
+
+
+def _unmap_file(space: Space, start: int, end: int) -> None:
+    """No page of a file is mapped there any more."""
+    pages = space.file_pages
+    gone = [page for page in pages if start <= page < end] if len(pages) < end - start else range(start, end)
+    space.file_pages.difference_update(gone)
+    space.private_pages.difference_update(gone)
 
 
 def write(space: Space, own: list[tuple[int, Folio | None]], now: int, folio: Folio | None) -> None:

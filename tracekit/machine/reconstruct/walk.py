@@ -34,7 +34,7 @@ class Walk:
         head, order: of the folio; of the new one for a remove walk.
         when, until: events of its first and of its last entry.
         reason: of migrate_pages(): 2 moves the caller's own memory, 3 that of a system call, 0 any.
-        type: swap type of its first entry.
+        types: of a try walk, the swap type of each entry, and ``events.DIRTY`` where it carries the dirty bit.
         source: of a remove walk, the walk that set its entries.
         found: of a try walk, its folio; None: not known.
         members: of a remove walk, the VMAs of the tree when it began.
@@ -42,26 +42,26 @@ class Walk:
         done: of a try walk, whether its entries were restored.
         split: of a try walk, whether they are being restored as those of small folios.
         next_part: of a split folio, the page that its next remove walk is of.
-        dirty: whether its first entry carries the dirty bit.
         sure: whether no alternative is left.
     """
 
     __slots__ = (
-        *("_runs", "dirty", "done", "entries", "found", "head", "hit", "members", "next_part", "order"),
-        *("reason", "source", "split", "sure", "type", "until", "when"),
+        *("_runs", "done", "entries", "found", "head", "hit", "members", "next_part", "order"),
+        *("reason", "source", "split", "sure", "types", "until", "when"),
     )
 
     def __init__(self, head: int, order: int, when: int) -> None:
         self.head, self.order, self.when, self.until = head, order, when, when
-        self.reason, self.type = 0, -1
+        self.reason = 0
         self.entries: list[tuple[int, int, int, int]] = []
+        self.types: list[int] = []
         self._runs: list[Run] | None = None
         self.source: Walk | None = None
         self.found: Found | None = None
         self.members: list[Vma] = []
         self.hit: dict[Vma, Run] = {}
         self.next_part = head
-        self.done = self.split = self.sure = self.dirty = False
+        self.done = self.split = self.sure = False
 
     def runs(self) -> list[Run]:
         """A visit goes through a VMA's part of the folio in order, so where the PFN falls back another VMA begins."""

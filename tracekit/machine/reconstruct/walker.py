@@ -10,7 +10,7 @@ from collections import Counter, deque
 
 from tracekit.machine.reconstruct.batch import Batch, Planner
 from tracekit.machine.reconstruct.blocks import Block
-from tracekit.machine.reconstruct.events import DIRTY, PMD, Code
+from tracekit.machine.reconstruct.events import PMD, Code
 from tracekit.machine.reconstruct.identify import Identify
 from tracekit.machine.reconstruct.machine import Event, Life
 from tracekit.machine.reconstruct.moved import Moved
@@ -162,8 +162,9 @@ class Walker:
             self._close(tid, task)
             self._end_split(task)
             walk = task.walk = Walk(head, order, self.life.now)
-            walk.reason, walk.type, walk.dirty = task.reason, entry_type & DIRTY - 1, entry_type >= DIRTY
+            walk.reason = task.reason
         walk.entries.append((row, page, pfn, 1 << order if whole == PMD else 1))
+        walk.types.append(entry_type)
         walk.until = self.life.now
         if event[-1]:
             self._close(tid, task)
