@@ -163,6 +163,8 @@ def _holds(found: Found, vma: Vma, order: int, *, faults: bool) -> Holds:
     page = vma.page(found.pgoff)
     if in_flight(vma.space, range(page, page + (1 << order)), file=file) and (mapped is file or not file):
         return Holds.MAYBE
+    if file and mapped and not vma.space.file_pages[page]:
+        return Holds.MAYBE  # it was in memory then, or not
     return Holds.YES if mapped else Holds.NO
 
 

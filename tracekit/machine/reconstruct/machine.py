@@ -129,15 +129,15 @@ class Life:
         if vma is not None and (vma.file is not None or vma is space.rest):
             for one in spaces.around(vma, page):
                 if one in self.pages and not isinstance(spaces.folio_at(space, one), Folio):
-                    spaces.map_file(space, vma, one)
+                    spaces.map_file(space, vma, one, itself=one == page)
 
     def _written(self, space: Space, vma: Vma, page: int, when: int) -> None:
         """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
         if vma.shared:
-            spaces.map_file(space, vma, page)
+            spaces.map_file(space, vma, page, itself=True)
             return
         if space.private_pages:
-            space.file_pages.discard(page)
+            space.file_pages.pop(page, None)
             space.private_pages.discard(page)
         own = space.own.get(page)
         last = own[-1][1] if own is not None and not space.zaps else None

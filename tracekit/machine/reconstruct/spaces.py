@@ -46,7 +46,7 @@ def fork(parent: Space, now: int) -> Space:
     for page in parent.private_pages:  # vma_needs_copy(): of a file's pages only where some were written
         vma = parent.at(page)
         if vma is not None and vma.chain and not vma.flags & NOT_COPIED:
-            child.file_pages.add(page)
+            child.file_pages[page] = parent.file_pages[page]
             child.private_pages.add(page)
     child.inherit(parent)
     if parent.parent is not None and parent.parent.parent is not None:
@@ -256,10 +256,10 @@ def _move(space: Space, old: range, to: int, grown: int, now: int) -> None:
         folio = folio_at(space, page)
         if isinstance(folio, Folio):
             space.own.setdefault(page - old.start + to, []).append((now, folio))
-    mapped = [page for page in old if page in space.file_pages] if space.file_pages else []
+    mapped = [(page, space.file_pages[page]) for page in old if page in space.file_pages] if space.file_pages else []
     munmap(space, old.start, old.stop, now)
-    for page in mapped:
-        map_file(space, moved, page - old.start + to)
+    for page, itself in mapped:
+        map_file(space, moved, page - old.start + to, itself=itself)
     moved.end += grown
     space.add(moved)
     merge(space, moved)
@@ -297,9 +297,9 @@ def around(vma: Vma, page: int) -> range:
     return range(page - of_table + first, page - of_table + end)
 
 
-def map_file(space: Space, vma: Vma, page: int) -> None:
+def map_file(space: Space, vma: Vma, page: int, *, itself: bool) -> None:
     """A page of the file of ``vma`` is mapped; of an image it is taken to be of the text, which no one writes."""
-    space.file_pages.add(page)
+    space.file_pages[page] = itself or space.file_pages.get(page, False)
     if not vma.shared and vma is not space.rest:
         space.private_pages.add(page)
 
@@ -307,9 +307,10 @@ def map_file(space: Space, vma: Vma, page: int) -> None:
 def _unmap_file(space: Space, start: int, end: int) -> None:
     """No page of a file is mapped there any more."""
     pages = space.file_pages
-    gone = [page for page in pages if start <= page < end] if len(pages) < end - start else range(start, end)
-    space.file_pages.difference_update(gone)
-    space.private_pages.difference_update(gone)
+    few = list(pages) if len(pages) < end - start else range(start, end)
+    for page in few:
+        if start <= page < end and pages.pop(page, None) is not None:
+            space.private_pages.discard(page)
 
 
 def write(space: Space, own: list[tuple[int, Folio | None]], now: int, folio: Folio | None) -> None:

@@ -250,7 +250,8 @@ class Space:
         epoch: how many losses of events there had been when its family began.
         heirs: children of it, or dead with some of their own, that may have from it what it had before; oldest first,
             each with its number among the forks.
-        file_pages, private_pages: where faults mapped a file's pages; those of them in private mappings.
+        file_pages: where faults mapped a file's pages; True where the fault itself was, False only near it.
+        private_pages: those of them in private mappings.
         data: the lowest page outside any VMA seen that was written: there the image's data begins.
         heap: whether its heap is among the VMAs, or would be if there was one.
         dying: event at which its exit began; from then on which of its VMAs are unlinked is not known.
@@ -293,7 +294,7 @@ class Space:
         self.forks = 0
         self.own: dict[int, list[tuple[int, Folio | None]]] = {}
         self.zaps = Zaps()
-        self.file_pages: set[int] = set()
+        self.file_pages: dict[int, bool] = {}
         self.private_pages: set[int] = set()
         self.maps: list[Vma] = []
         self.fd_family: int = parent.fd_family if parent else self.number
