@@ -85,11 +85,7 @@ def _walks(trace: Trace, rows: pl.DataFrame) -> tuple[Made, dict[str, int], dict
     how = Shown.of(cycle, faults=happened(trace, "page_fault_user"), complete=complete)
     # those who are gone may be all that it happened to
     version = pte.Machine.of(trace).version
-    how = how._replace(
-        exit_mmap=happened(trace, "exit_mmap"),
-        heap=happened(trace, "brk"),
-        turns_chains=None if version is None else version >= _TURNS_CHAINS_SINCE,
-    )
+    how = how._replace(exit_mmap=happened(trace, "exit_mmap"), heap=happened(trace, "brk"), version=version)
     kin = kin_of(cycle, marks)
     walker = take(pruned(cycle, page_faults(trace), marks, kin, gone), marks, how, narrow=kin is not None)
     if kin is not None and walker.identify.asked:
@@ -137,7 +133,7 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, 
     """
     Space.count = Vma.count = 0
     how = how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True)
-    Vma.turns_chains = how.turns_chains
+    Vma.turns_chains = None if how.version is None else how.version >= _TURNS_CHAINS_SINCE
     life = Life(prune.migrated(marks).pages, how, indexed=not narrow)
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)

@@ -76,6 +76,7 @@ DIRTY = 1 << 8  # beside the type of a migration entry: it carries the dirty bit
 PMD = 1  # in f of a SET or RESTORE
 # Reasons of migrate_pages() that say in whose address space the folios are: the caller's, or that of a system call
 OWN_REASONS, CALL_REASONS = ("numa_misplaced",), ("syscall_or_cpuset", "mempolicy_mbind")
+NEWEST = (7, 3)  # of the kernels that this follows
 _ARGUMENTS = ("a", "b", "c", "d", "e", "f")
 SCHEMA: dict[str, pl.DataType] = {
     "time_ns": pl.Int64(),
@@ -97,7 +98,7 @@ class Shown(NamedTuple):
         complete: the calls that map and unmap; without them no tree is certain.
         mapped_files: how many mappings there are of files that only the number of a descriptor tells.
         heap: brk(), so that the heap is a VMA like any other.
-        turns_chains: whether the kernel turns an anon_vma_chain around when it clones one; None: not known.
+        version: of the kernel, which decides what the calls do; None: not known.
     """
 
     faults: bool
@@ -106,7 +107,7 @@ class Shown(NamedTuple):
     complete: bool
     mapped_files: int
     heap: bool
-    turns_chains: bool | None = True
+    version: tuple[int, int] | None = NEWEST
 
     @classmethod
     def of(cls, cycle: pl.DataFrame, *, faults: bool, complete: bool) -> "Shown":

@@ -17,6 +17,9 @@ Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
 
 CLONE_CHILD_SETTID = 0x0100_0000
 _PAGE = 12
+_EFAULT = -14  # of mremap(): not all of the range is one VMA
+_MREMAP_FIXED = 2
+_CHECKS_FIRST_SINCE = (6, 17)  # mremap() checks what is to be moved before it unmaps what is in its way
 _ENOMEM = -12  # of mprotect() and madvise(): part of the range is not mapped, the rest was done
 
 
@@ -35,6 +38,7 @@ class Life:
         faults: whether the trace has page faults.
         complete: whether the trace has the calls that map and unmap; without them no tree is certain.
         heap: whether it has brk().
+        unmaps_first: whether mremap() unmaps what is in the way before it looks at what is to be moved.
         pages, around: those that migrate, and their neighbourhoods: no other need be followed.
     """
 
@@ -46,7 +50,8 @@ class Life:
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.whose = Whose(indexed=indexed)
-        self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files, self.heap, _ = shown
+        self.faults, self.exit_mmap, self.exec_side_band, self.complete, self.mapped_files, self.heap, version = shown
+        self.unmaps_first = version is not None and version < _CHECKS_FIRST_SINCE
         self.epoch = 0
         self.changed = 0
         self.exiting: set[int] = set()
@@ -220,10 +225,14 @@ class Life:
             spaces.change(space, first, end, lambda flags: spaces.advised(flags, behaviour))
 
     def mremap(self, event: Event) -> None:
-        """Move or resize."""
-        tid, start, old, new = event[1:5]
+        """Move or resize; what was at the place to move to may be gone, even where it fails."""
+        tid, start, old, new, flags, new_start = event[1:7]
         ret = event[-1]
-        if 0 < ret < 1 << 62:
+        if ret == _EFAULT and flags & _MREMAP_FIXED and self.unmaps_first:
+            space, to = self.space(tid), new_start >> _PAGE
+            if space.overlapping(start >> _PAGE, (start >> _PAGE) + 1):
+                spaces.munmap(space, to, to + _pages(new), self.now)
+        elif 0 < ret < 1 << 62:
             first, to = start >> _PAGE, ret >> _PAGE
             old_range, new_range = range(first, first + _pages(old)), range(to, to + _pages(new))
             spaces.mremap(self.space(tid), old_range, new_range, self.now)
