@@ -2,6 +2,8 @@
 
 import json
 import struct
+import threading
+import time
 from pathlib import Path
 
 import jsonschema
@@ -10,6 +12,7 @@ import pytest
 import ring_buffer_naive as naive
 from trace_dat_builder import Buffer, File, Writer, build
 
+from tracekit._parquet import Tables
 from tracekit.formats import detect
 from tracekit.ingest import ingest
 
@@ -233,6 +236,32 @@ def test_windows_keep_the_order_of_all_cpus(read, monkeypatch):
         keys = rows.select("time_ns", "cpu", "seq").rows()
         assert keys == sorted(keys)
         assert rows["seq"].n_unique() == len(rows)
+
+
+def test_nothing_is_appended_while_the_sink_settles(read, monkeypatch):
+    """Losses and call chains come from the thread that reads, whatever the others do."""
+    monkeypatch.setattr("tracekit.formats._trace_dat_window.WINDOW_BYTES", 3 * 4096)
+    settling = threading.Event()
+    overlaps = []
+    append = Tables.append
+
+    def settle(_):
+        settling.set()
+        time.sleep(0.005)
+        settling.clear()
+
+    def watched(tables, table, batch):
+        if settling.is_set():
+            overlaps.append(table)
+        append(tables, table, batch)
+
+    monkeypatch.setattr(Tables, "settle", settle)
+    monkeypatch.setattr(Tables, "append", watched)
+    w = Writer()
+    pages = b"".join(w.page(1000 * n, (1, w.same_name(7, n)), (1, w.stack(7, n, 2)), missed=n + 1) for n in range(30))
+    _, table = read(File([Buffer({0: pages})]), jobs=2)
+    assert len(table("lost")) == len(table("callchains")) == 30
+    assert overlaps == []
 
 
 def test_manifests_keep_to_their_schema_and_instances_to_what_is_asked_for(read):

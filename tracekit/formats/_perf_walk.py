@@ -7,14 +7,13 @@ Rows up to the time that the horizon has come to go out, the others wait for the
 """
 
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from tracekit import _columns
+from tracekit._workers import Task, Workers
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink
 from tracekit.formats import _perf_sideband as sideband
@@ -39,8 +38,6 @@ CARRY_BYTES = 32 << 20  # beyond that, rows go out before their round is over
 _NO_CPU = np.uint64(0xFFFFFFFF)
 _NO_PLACES = np.empty(0, np.int64)
 
-Task = Callable[[], None]
-_Begun = tuple[Task, Future[None]]
 
 KERNEL_TYPES = frozenset(range(1, 23))
 TOOL_TYPES = frozenset(range(64, 84))
@@ -83,15 +80,8 @@ class Walk:
 
     def run(self, stream: RecordStream) -> None:
         """All windows, in turn; then the tables of the events that never fired."""
-        jobs = max(self.options.jobs, 1)
-        # this thread is one of them: with two more, two CPUs take 5 % longer, and 40 MB more
-        with ThreadPoolExecutor(max(jobs - 1, 1)) as pool:
-            pending: list[_Begun] = []
-            try:
-                self._windows(stream, pool if jobs > 1 else None, pending)
-            finally:
-                for _, future in pending:
-                    future.cancel()
+        with Workers(self.options.jobs) as workers:
+            self._windows(stream, workers)
         for kind, number in self.known.header.problems.items():
             self.count(kind, number)
         filled = self._decoder.tables.copy()
@@ -102,7 +92,7 @@ class Walk:
                 self._decoder.declare(event)
                 filled.add(event.table)
 
-    def _windows(self, stream: RecordStream, pool: ThreadPoolExecutor | None, pending: list[_Begun]) -> None:
+    def _windows(self, stream: RecordStream, workers: Workers) -> None:
         start = sum(source.feed.place for source in stream.sources)
         total = sum(source.feed.bytes_left for source in stream.sources)
         backlog = self._decoder.backlog
@@ -118,15 +108,15 @@ class Walk:
                 seq.append((segment.source.number << SOURCE_SHIFT) + segment.base + 8 * found.starts)
                 cuts.append(cut)
             tasks = self._window(window.words, joined(pieces), np.concatenate(seq), stream, last=_is_last(window, cuts))
-            _finish(pending)
+            workers.finish()
             self.sink.settle()
-            _start([*backlog.excess(), *tasks], pool, pending)
+            workers.start([*backlog.excess(), *tasks])
             if self.options.progress is not None and total:
                 done = sum(source.feed.place for source in stream.sources) - start
                 self.options.progress(min(done, total), total)
-        _finish(pending)
-        _start(backlog.rest(), pool, pending)
-        _finish(pending)
+        workers.finish()
+        workers.start(backlog.rest())
+        workers.finish()
 
     def _window(self, words: Words, found: Found, seq: np.ndarray, stream: RecordStream, *, last: bool) -> list[Task]:
         """Take in the records of a window; returns what is left to do in any order."""
@@ -274,22 +264,3 @@ def _is_last(window: Read, cuts: list[Cut]) -> bool:
         for segment, cut in zip(window.segments, cuts, strict=True)
     )
     return all(segment.source.done for segment in window.segments) and window.last and not any(more)
-
-
-def _start(tasks: list[Task], pool: ThreadPoolExecutor | None, pending: list[_Begun]) -> None:
-    if pool is not None:
-        pending[:] = [(task, pool.submit(task)) for task in tasks]
-        return
-    for task in tasks:
-        task()
-
-
-def _finish(pending: list[_Begun]) -> None:
-    """See all through; what no thread has begun yet, do here, the smallest first."""
-    for task, future in reversed(pending):
-        if future.cancel():
-            task()
-    for _, future in pending:
-        if not future.cancelled():
-            future.result()
-    pending.clear()

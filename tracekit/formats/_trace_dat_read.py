@@ -6,8 +6,6 @@ decoded and encoded by whichever thread is free.
 
 import os
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tracekit import _columns
+from tracekit._workers import Task, Workers
 from tracekit.errors import TraceFormatError
 from tracekit.formats import ReadOptions, Sink, TraceMetadata, Truncation
 from tracekit.formats._backlog import Backlog
@@ -31,7 +30,6 @@ from tracekit.formats._trace_dat_stream import Source, streams_of
 from tracekit.formats._trace_dat_symbols import Comms, Symbols
 from tracekit.formats._trace_dat_window import CpuEvents, Lost, Window, Windows, joined
 
-Task = Callable[[], None]
 _Key = tuple[int, bool]
 """common_type, and whether the events have the fields of their format; if not, they go to another table."""
 
@@ -81,31 +79,30 @@ class _Walk:
     def run(self, file: BinaryIO) -> None:
         """All buffers, in turn."""
         source = Source(file, self.contents.file_bytes, self.contents.order, self.contents.codec)
-        jobs = max(self.options.jobs, 1)
         names: set[str] = set()
-        with ThreadPoolExecutor(jobs) as pool:
+        with Workers(self.options.jobs) as workers:
             for info in self.contents.buffers:
                 name = safe_name(info.name) if info.name else ""
                 while name in names:
                     name += "_"
                 names.add(name)
-                self._read_buffer(source, info, name, pool if jobs > 1 else None)
+                self._read_buffer(source, info, name, workers)
 
-    def _read_buffer(self, source: Source, info: BufferInfo, name: str, pool: ThreadPoolExecutor | None) -> None:
+    def _read_buffer(self, source: Source, info: BufferInfo, name: str, workers: Workers) -> None:
         root = f"instances/{name}/" if name else ""
         streams = streams_of(source, info)
         windows = Windows(info, streams, self.clock, self.stacks.attach, self.count)
         buffer = _Buffer(self, root)
-        pending: list[Future[None]] = []
-        try:
-            for window in windows:
-                self._run(buffer.tasks(window), pool, pending)
-                self._report(window.done_bytes)
-            self._run(buffer.rest(), pool, pending)
-            _finish(pending)
-        finally:
-            for future in pending:
-                future.cancel()
+        for window in windows:
+            tasks = buffer.tasks(window)
+            workers.finish()
+            # here, where no task runs: what this thread appends itself (losses, call chains) would else come in between
+            self.sink.settle()
+            workers.start(tasks)
+            self._report(window.done_bytes)
+        workers.finish()
+        workers.start(buffer.rest())
+        workers.finish()
         buffer.graph.calls.finish()
         self._done += sum(stream.stored_bytes for stream in streams)
         for stream in streams:
@@ -113,18 +110,6 @@ class _Walk:
                 self.count("cpu_data_cut")
                 if self.truncated is None or stream.truncated.offset < self.truncated.offset:
                     self.truncated = stream.truncated
-
-    def _run(self, tasks: list[Task], pool: ThreadPoolExecutor | None, pending: list[Future[None]]) -> None:
-        """Wait for the tasks of the window before, then start these."""
-        _finish(pending)
-        if pool is None:
-            self.sink.settle()
-            for task in tasks:
-                task()
-            return
-        # nothing may be appended while the sink settles, but the next window may be read
-        settled = pool.submit(self.sink.settle)
-        pending[:] = [settled, *(pool.submit(_after, settled, task) for task in tasks)]
 
     def _report(self, done: int) -> None:
         if self.options.progress is not None:
@@ -212,17 +197,6 @@ def _short_keys(kind: np.ndarray, counts: np.ndarray) -> np.ndarray:
     key = np.zeros(len(counts), np.uint8)
     key[there] = np.arange(len(there))
     return key.take(kind)
-
-
-def _after(first: Future[None], task: Task) -> None:
-    first.result()
-    task()
-
-
-def _finish(pending: list[Future[None]]) -> None:
-    for future in pending:
-        future.result()
-    pending.clear()
 
 
 def _truncation(contents: Contents) -> Truncation | None:
