@@ -6,6 +6,7 @@ promised (their table already reached the disk beyond them) are kept aside as so
 
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tracekit._columns import numbers
+from tracekit._workers import Workers
 
 ROW_GROUP_BYTES = 16 << 20
 ROW_GROUP_ROWS = 1 << 18
@@ -66,10 +68,19 @@ class Tables:
             if total <= self.budget_bytes // 2:
                 return
 
-    def close(self) -> dict[str, TableStats]:
+    def close(self, jobs: int = 1) -> dict[str, TableStats]:
         """Write what is left, merge what came late, and say what there is."""
         self.late_rows = sum(writer.late_rows for writer in self._tables.values())
-        return {name: writer.close() for name, writer in sorted(self._tables.items())}
+        stats: dict[str, TableStats] = {}
+
+        def close(name: str) -> None:
+            stats[name] = self._tables[name].close()
+
+        names = sorted(self._tables, key=lambda name: -self._tables[name].buffered_bytes)
+        with Workers(jobs) as workers:
+            workers.start([partial(close, name) for name in names])
+            workers.finish()
+        return dict(sorted(stats.items()))
 
     def abort(self) -> None:
         """Let go of all files, whole or not."""

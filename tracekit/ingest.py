@@ -145,7 +145,7 @@ def _tables(
     tables = Tables(work)
     try:
         metadata = reader.read(source, filtered(tables, options), options)
-        stats = tables.close()
+        stats = tables.close(options.jobs)
     except BaseException:
         tables.abort()
         raise
