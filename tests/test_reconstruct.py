@@ -11,10 +11,11 @@ import reconstruct_table
 import traces
 
 import tracekit
-from tracekit.machine.reconstruct import blocks, prune, prune_faults, pruned, reconstruct, renamed, start, take
-from tracekit.machine.reconstruct.events import DIRTY, LIKELY, SCHEMA, Code
+from tracekit.machine.reconstruct import blocks, prune, prune_faults, pruned, reconstruct, renamed, spaces, start, take
+from tracekit.machine.reconstruct.events import DIRTY, LIKELY, NEWEST, SCHEMA, Code, Shown
 from tracekit.machine.reconstruct.match import Holds, lay
 from tracekit.machine.reconstruct.rows import MM
+from tracekit.machine.reconstruct.state import Folio, Space, Vma
 from tracekit.machine.timeline import Kind, timeline
 
 READ, EXCLUSIVE = 28, 30  # 6.12's types of a shared and of a writable entry
@@ -83,10 +84,11 @@ class Stream:
         self.restore(dst, [0] * restores)
         self.end()
 
-    def walks(self):
+    def walks(self, version=NEWEST):
         """[(kind of its visits, [space, …], certain)] of each walk; spaces are numbered as they first appear."""
         frame = [pl.DataFrame(rows, schema=SCHEMA, orient="row") for rows in (self.cycle, self.marks)]
-        self.taken = take(*frame)
+        faults = bool((frame[0]["code"] == Code.FAULT).any())
+        self.taken = take(*frame, Shown.of(frame[0], faults=faults, complete=True)._replace(version=version))
         found, numbers = [], {}
         for made in self.taken.made:
             if made.kind in (Kind.TRY, Kind.REMOVE):
@@ -242,6 +244,145 @@ def test_what_is_mapped_over_a_file_was_not_read_yet():
     stream.write(child)
     stream.move(sets=1, restores=1, target=child)
     assert [len(spaces) for _, spaces, _ in stream.walks()] == [2, 2], "past P's, which holds nothing, to the child's"
+
+
+def test_a_range_with_holes_is_advised_where_it_is_mapped(stream):
+    """madvise() says ENOMEM and has done the rest; mprotect() stops at the hole."""
+    stream.fork()
+    stream.add(Code.MUNMAP, P, BASE + 4096, 4096)
+    stream.add(Code.MADVISE, P, BASE, 8 * 4096, 4, ret=-12)
+    stream.move(sets=1, restores=1, target=P + 1)
+    stream.add(Code.MPROTECT, P, BASE, 8 * 4096, 1, ret=-12)
+    # P's page is zapped; its VMA, since it was cut, stands behind the child's
+    assert stream.visits() == [("try", 1, True), ("remove", 2, True)]
+    space = stream.taken.life.space_of[P]
+    flags = {vma.start - (BASE >> 12): vma.flags & spaces.PROTECTION for vma in space.vmas}
+    assert flags == {0: 1, 2: 3}
+
+
+def test_a_write_that_is_forbidden_makes_no_folio(stream):
+    child, other = stream.fork(), stream.fork()
+    stream.write(other)
+    stream.add(Code.MPROTECT, child, BASE, PAGES * 4096, 1)
+    stream.write(child)
+    stream.move(sets=2, restores=2)
+    stream.add(Code.MPROTECT, child, BASE, PAGES * 4096, 3)
+    stream.write(child)
+    stream.move(sets=1, restores=1)
+    assert stream.visits() == [("try", 2, True), ("remove", 3, True), ("try", 1, True), ("remove", 3, True)]
+
+
+FAR = BASE + (1 << 30)
+
+
+def test_what_mremap_moved_is_copied_by_the_next_write(stream):
+    child = stream.fork()
+    stream.add(Code.MREMAP, child, BASE, 4096, 4096, 3, FAR, ret=FAR)
+    at = (FAR - BASE) >> 12
+    stream.start()
+    stream.set(5, [0, at])
+    stream.restore(6, [0, at])
+    stream.end()
+    stream.add(Code.FAULT, child, FAR, 7)
+    stream.start(child)
+    stream.set(7, [at])
+    stream.restore(8, [at])
+    stream.end()
+    assert stream.visits() == [("try", 2, True), ("remove", 2, True), ("try", 1, True), ("remove", 1, True)]
+
+
+def test_mremap_of_several_vmas_spares_what_is_opposite_a_hole(stream):
+    for page in (1, 2):
+        stream.write(P, page)
+        stream.start()
+        stream.set(5 + page, [page], kind=EXCLUSIVE)
+        stream.end()
+    stream.mmap(at=FAR, pages=3)
+    stream.add(Code.MUNMAP, P, FAR + 4096, 4096)
+    stream.add(Code.MREMAP, P, FAR, 3 * 4096, 3 * 4096, 3, BASE, ret=BASE)
+    stream.walks()
+    space = stream.taken.life.space_of[P]
+    known = [isinstance(spaces.folio_at(space, (BASE >> 12) + page), Folio) for page in (1, 2)]
+    assert known == [True, False]
+
+
+@pytest.mark.parametrize(("version", "left"), [((6, 16), [0]), ((6, 17), [0, 1]), (None, [0, 1])])
+def test_an_mremap_that_fails_may_have_unmapped(version, left):
+    stream = Stream()
+    stream.mmap(at=FAR, pages=1)
+    stream.mmap(pages=1)
+    stream.mmap(at=BASE + 2 * 4096, pages=1)
+    stream.add(Code.MREMAP, P, BASE, 3 * 4096, 3 * 4096, 3, FAR, ret=-14)
+    stream.walks(version=version)
+    starts = [vma.start for vma in stream.taken.life.space_of[P].vmas]
+    assert (FAR >> 12 in starts) == (left == [0, 1])
+    assert len(starts) == 1 + len(left)
+
+
+@pytest.mark.parametrize(
+    ("start", "page", "mapped"),
+    [
+        (0, 3, range(16)),
+        (0, 20, range(16, 32)),
+        (5, 6, range(5, 21)),
+        (5, 17, range(16, 32)),
+        (500, 505, range(500, 512)),
+    ],
+)
+def test_fault_around_begins_where_the_vma_or_its_sixteen_pages_do(start, page, mapped):
+    """do_fault_around(), with a VMA of 40 pages."""
+    vma = Vma(Space(), start, start + 40, 0)
+    assert spaces.around(vma, page) == mapped
+
+
+@pytest.mark.parametrize(("version", "taken"), [((6, 12), 0), ((7, 2), 1), (None, None)])
+def test_which_anon_vma_of_two_that_are_free_a_fork_takes(version, taken):
+    """P, a, b, c, d, each forked by the one before; a and b are gone when d forks."""
+    stream = Stream()
+    stream.mmap()
+    stream.write(P)
+    family = [P]
+    for _ in range(4):
+        family.append(stream.fork(family[-1]))
+    stream.exit(family[1])
+    stream.exit(family[2])
+    child = stream.fork(family[4])
+    stream.write(child)
+    stream.move(sets=1, restores=1, target=child, kind=EXCLUSIVE)
+    walks = stream.walks(version=version)
+    by_depth = [[], [], [], [], []]
+    for anon in stream.taken.life.space_of[child].at(BASE >> 12).chain:
+        up, depth = anon, -1
+        while up is not None:
+            up, depth = up.parent, depth + 1
+        by_depth[depth].append(anon)
+    free = [*by_depth[1], *by_depth[2]]
+    assert [anon.active for anon in free].count(1) == 1
+    if taken is None:
+        assert stream.taken.why == {"kernel release not known": 2}
+    else:
+        assert stream.taken.life.space_of[child].at(BASE >> 12).anon is free[taken]
+        assert all(sure for _, _, sure in walks)
+
+
+def test_who_came_and_went_may_have_had_the_anon_vma_that_another_wanted():
+    """A dead grandparent's is taken by the first child that is forked then, so not by the second: the first matters."""
+    stream = Stream()
+    stream.mmap()
+    stream.write(P)
+    child = stream.fork()
+    grandchild = stream.fork(child)
+    stream.exit(child)
+    first = stream.fork(grandchild)
+    second = stream.fork(grandchild)
+    stream.exit(first)
+    alone = stream.fork(grandchild)
+    stream.exit(alone)
+    stream.write(second)
+    stream.move(sets=1, restores=1, target=second)
+    cycle, marks = (pl.DataFrame(rows, schema=SCHEMA, orient="row") for rows in (stream.cycle, stream.marks))
+    assert prune.gone(cycle, marks)["tid"].to_list() == [alone]
+    assert stream.visits() == [("try", 1, True), ("remove", 1, True)]
 
 
 def test_a_split_leaves_a_walk_for_each_page(stream):

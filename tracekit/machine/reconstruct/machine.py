@@ -114,7 +114,8 @@ class Life:
             if not start <= page < end:
                 found = space.at(page)
                 if found is None or (found is not space.rest and not found.flags & spaces.PROT_WRITE):
-                    continue  # SIGSEGV, which collectors of garbage may want
+                    page = -1  # SIGSEGV, which collectors of garbage may want: over at once, with no effect
+                    continue
                 vma = found
                 start, end = (0, 0) if vma is space.rest else (vma.start, vma.end)
             if page in pages:
