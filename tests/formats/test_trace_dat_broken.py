@@ -183,6 +183,16 @@ def test_data_of_a_cpu_that_stands_nowhere(kind, offset, tmp_path):
     assert manifest["tables"] == {}
 
 
+@pytest.mark.parametrize("number", [1 << 16, (1 << 32) - 1])
+def test_data_of_a_cpu_that_no_machine_has(number, tmp_path):
+    """Found by tests/fuzz."""
+    w = Writer("<")
+    data = build(File([Buffer({0: w.page(0, (1, w.same_name(7, 1)))})], **KINDS["v7"]))
+    place = data.index(b"\0local\0") + 7 + 8
+    manifest = _ingest(data[:place] + struct.pack("<I", number) + data[place + 4 :], tmp_path)
+    assert manifest is None or f"CPU {number}; the file is damaged" in manifest["truncated"]["reason"]
+
+
 @pytest.mark.parametrize("order", "<>")
 def test_damaged_formats(order, tmp_path):
     """Any digit of a field's offset or size may be another."""

@@ -156,13 +156,15 @@ def read_cpu_table(cursor: Cursor, count: int, *, numbered: bool) -> tuple[CpuDa
     """Where the pages of ``count`` CPUs are; version 7 numbers them.
 
     Raises:
-        TraceFormatError: it is cut, or there are more CPUs than any machine has.
+        TraceFormatError: it is cut, or there are more CPUs than any machine has, or one of a higher number.
     """
     if count > _MAX_CPUS:
         raise cursor.fail(f"says it has data of {count} CPUs; the file is damaged")
     rows = []
     for row in range(count):
         cpu = cursor.u32("CPU number") if numbered else row
+        if cpu >= _MAX_CPUS:
+            raise cursor.fail(f"says it has data of CPU {cpu}; the file is damaged")
         rows.append(CpuData(cpu, cursor.u64("offset of the CPU's data"), cursor.u64("size of the CPU's data")))
     return tuple(rows)
 
