@@ -166,11 +166,12 @@ def _run(life: Life, walker: Walker, events: Iterable[pl.DataFrame]) -> None:
         if isinstance(part, Block):
             walker.block(part)
             continue
+        walker.settle()
         now = life.now
         if isinstance(part, Faults):
             life.now = now + 1
             life.take_faults(*part)
-            life.now = now + len(part.errors)
+            life.now = life.alone = now + len(part.errors)
             continue
         for event in part:
             now += 1
@@ -178,6 +179,7 @@ def _run(life: Life, walker: Walker, events: Iterable[pl.DataFrame]) -> None:
             if event[0] > Code.EDGE:
                 life.stirred = now
             table[event[0]](event)
+        life.alone = now
 
 
 def _identify(life: Life, marks: pl.DataFrame) -> Identify:

@@ -62,8 +62,15 @@ class Batch:
             return None
         if end - first > 1 and block.pages[first:end] != [page] * (end - first):
             return None
+        if life.alone < self.when:  # nothing happened but entries
+            return one
         tree = calm(one.folio.mapping.tree, life)
-        return one if tree is not None and tree.members is one.tree.members else None
+        return one if tree is not None and tree.members() is one.tree.members() else None
+
+    def settle(self) -> None:
+        """See whose VMAs those that are not done met, before anything but an entry happens."""
+        for plain in self.walks[self.done :]:
+            plain.tree.members()
 
     def rest(self) -> Iterator[Walk]:
         """Those that are not done, each by itself."""
@@ -77,7 +84,7 @@ class Batch:
         walk.types = list(block.types[first : plain.end])
         walk.entries = [(block.rows[i], block.pages[i], block.pfns[i], 1) for i in range(first, plain.end)]
         walk.found, walk.sure = Found(plain.folio, plain.pgoff), True
-        walk.hit = {plain.tree.members[i]: run for i, run in zip(plain.hits, walk.runs(), strict=True)}
+        walk.hit = {plain.tree.members()[i]: run for i, run in zip(plain.hits, walk.runs(), strict=True)}
         return walk
 
 
@@ -129,7 +136,6 @@ class Planner:
     def _tree(self, folio: Folio, vma: Vma | None) -> Calm | None:
         """The tree of ``folio``, if it is calm and ``vma`` is in it."""
         mapping = folio.mapping
-        if not isinstance(mapping, AnonVma) or not len(mapping.tree):
+        if vma is None or not isinstance(mapping, AnonVma) or mapping not in vma.chain:
             return None
-        tree = calm(mapping.tree, self.life)
-        return tree if tree is not None and vma in tree.members else None
+        return calm(mapping.tree, self.life)

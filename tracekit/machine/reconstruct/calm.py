@@ -1,10 +1,8 @@
 """Trees in which nothing is open, so that all walks of a block through one of them are alike."""
 
-from array import array
 from collections.abc import Sequence
 
 from tracekit.machine.reconstruct.machine import Life
-from tracekit.machine.reconstruct.rows import mm_name, vma_name
 from tracekit.machine.reconstruct.spaces import folio_at
 from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space, Vma
 from tracekit.machine.reconstruct.tree import Tree
@@ -13,48 +11,70 @@ from tracekit.machine.reconstruct.tree import Tree
 class Calm:
     """What all walks through a tree share until something other than a fault or an entry happens.
 
+    Of a VMA that is alone in its tree but for the copies that forks have still to make of it, these are not made for
+    that: most are never asked for, and go with their process.
+
     Attributes:
-        members: its VMAs in order.
-        spaces: theirs.
+        when, stirred: ``Life.now`` and ``Life.stirred`` as it was found out.
+        spaces: those of its VMAs in order.
         usual: whether each has every page of the tree at the same address, none is of an image, being forked, dying or
             of before a loss, and no zap is to be minded: then a walk leaves open only who holds the page.
-        vmas, mms: as the timeline names them, behind a 0 for the walk itself.
+        vmas, mms: their numbers, behind a 0 for the walk itself.
     """
 
-    __slots__ = ("members", "mms", "spaces", "stirred", "usual", "vmas")
+    __slots__ = ("_members", "_tree", "mms", "spaces", "stirred", "usual", "vmas", "when")
 
-    def __init__(self, members: list[Vma], life: Life, *, doubted: bool) -> None:
-        self.members, self.stirred = members, life.stirred
-        self.spaces = [vma.space for vma in members]
-        self.usual = not doubted and _alike(members) and all(_quiet(vma, life) for vma in members)
-        if self.usual:
-            self.vmas = array("Q", [0, *(vma_name(vma) for vma in members)])
-            self.mms = array("Q", [0, *(mm_name(space) for space in self.spaces)])
+    def __init__(self, tree: Tree, life: Life) -> None:
+        self._tree, self.when, self.stirred = tree, life.now, life.stirred
+        self._members: list[Vma] | None = None
+        first, copies = tree.first(), None
+        if len(tree) == 1:
+            heirs = first.heirs()
+            copies = [heir.due(first) for heir in heirs]
+        if copies is not None and all(copies):
+            self.spaces, self.vmas = [first.space, *heirs], [0, first.number, *copies]
+            alike = not first.holes and first is not first.space.rest
+        else:
+            members = self.members()
+            self.spaces, self.vmas = [vma.space for vma in members], [0, *(vma.number for vma in members)]
+            alike = _alike(members)
+        self.mms = [0, *(space.number for space in self.spaces)]
+        self.usual = alike and not tree.doubt and _quiet(self.spaces, life)
+
+    def members(self) -> list[Vma]:
+        """Its VMAs in order, as they were: to be asked before anything but an entry happens, or not at all."""
+        if self._members is None:
+            self._members = self._tree.every()
+        return self._members
+
+    def holds(self, life: Life) -> bool:
+        """Whether it does still."""
+        if self._members is None:
+            return self.when >= life.alone
+        return self.stirred == life.stirred and self._members is self._tree.every()
 
 
 def calm(tree: Tree, life: Life) -> Calm | None:
     """What walks through ``tree`` share now; None where they may differ."""
-    known, members = tree.calm, tree.every()
-    if known is None or known.members is not members or known.stirred != life.stirred:
-        known = tree.calm = Calm(members, life, doubted=bool(tree.doubt))
+    known = tree.calm
+    if known is None or not known.holds(life):
+        known = tree.calm = Calm(tree, life)
     return known if known.usual else None
 
 
 def _alike(members: list[Vma]) -> bool:
     first = members[0]
-    place = (first.start, first.end, first.pgoff)
-    return all((vma.start, vma.end, vma.pgoff) == place for vma in members)
+    start, end, pgoff = first.start, first.end, first.pgoff
+    return all(
+        vma.start == start and vma.end == end and vma.pgoff == pgoff and not vma.holes and vma is not vma.space.rest
+        for vma in members
+    )
 
 
-def _quiet(vma: Vma, life: Life) -> bool:
-    space = vma.space
-    return (
-        space.born <= life.now
-        and space.dying == EVERYWHERE
-        and space.epoch == life.epoch
-        and not space.zaps
-        and not vma.holes
-        and vma is not space.rest
+def _quiet(spaces: list[Space], life: Life) -> bool:
+    now, epoch = life.now, life.epoch
+    return all(
+        space.born <= now and space.dying == EVERYWHERE and space.epoch == epoch and not space.zaps for space in spaces
     )
 
 

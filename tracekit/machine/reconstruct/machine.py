@@ -30,6 +30,7 @@ class Life:
         epoch: losses of events so far.
         now: number of the event being taken.
         stirred: number of the latest that is neither fault nor entry.
+        alone: number of the latest that is not in a block of entries.
         changed: number of the latest that took VMAs out of trees.
         mapped_files: how many mappings there are of files that only the number of a descriptor tells.
         space_of: the address space of a thread.
@@ -44,7 +45,7 @@ class Life:
 
     def __init__(self, pages: npt.NDArray[np.int64], shown: Shown, *, indexed: bool = True) -> None:
         self.now = 0
-        self.stirred = 0
+        self.stirred = self.alone = 0
         self.pages = set(pages.tolist())
         self.around = {page + near for page in set((pages // AROUND).tolist()) for near in (-1, 0, 1)}
         self.space_of: dict[int, Space] = {}

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracekit.machine.reconstruct.calm import Calm
-from tracekit.machine.reconstruct.rows import Made, folio_name
+from tracekit.machine.reconstruct.rows import Made, folio_name, mm_name, vma_name
 from tracekit.machine.timeline import Kind
 
 _TRIED = (1 << 64) - 1  # in place of a source's PFN
@@ -23,12 +23,12 @@ class PlainRows:
         self._open()
 
     def _open(self) -> None:
-        # rows of each walk, where its tree begins in the names, PFN of its folio, that of its source (or _TRIED), page
+        # of each walk: rows, where its tree begins in the numbers, PFN of its folio and of its source (or _TRIED), page
         self._walks = array("Q")
         self._rows = 0
         self._pieces = array("I")  # how many rows, at which row of the timeline, behind it or not
         self._trees: dict[Calm, int] = {}
-        self._vmas, self._mms = array("Q"), array("Q")  # names of each tree's, one tree behind the other
+        self._vmas, self._mms = array("Q"), array("Q")  # numbers of each tree's, one tree behind the other
 
     def try_walk(self, head: int, page: int, tree: Calm, hits: tuple[int, ...], rows: Sequence[int]) -> None:
         """One that ended with the last entry; ``rows`` are those of the ``hits``."""
@@ -87,8 +87,9 @@ class PlainRows:
         self._give("sure", np.ones(self._rows))
         self._give("folio", np.repeat(folio_name(head), counts))
         self._give("src", src)
-        self._give("vma", np.frombuffer(self._vmas, np.uint64)[named])
-        self._give("mm", np.frombuffer(self._mms, np.uint64)[named])
+        vma, mm = (np.frombuffer(numbers, np.uint64)[named] for numbers in (self._vmas, self._mms))
+        self._give("vma", np.where(vma > 0, vma_name(vma), 0))
+        self._give("mm", np.where(mm > 0, mm_name(mm), 0))
         self._give("addr", addr)
         self._open()
 

@@ -7,28 +7,28 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.machine.reconstruct.state import Space, Vma
+from tracekit.machine.reconstruct.state import Vma
 from tracekit.machine.reconstruct.walk import Walk
 from tracekit.machine.timeline import Kind
 
 # Names that look like the pointers they stand for, so that readers of the table are not misled by small numbers
 FOLIO, MM, VMA = 0xFFFF_EA00_0000_0000, 0xFFFF_8880_0000_0000, 0xFFFF_C900_0000_0000
-_Head = TypeVar("_Head", int, npt.NDArray[np.uint64])
+_Number = TypeVar("_Number", int, npt.NDArray[np.uint64])
 
 
-def folio_name(head: _Head) -> _Head:
+def folio_name(head: _Number) -> _Number:
     """Of the folio whose first page is PFN ``head``, or of each of uint64[n]: 64 is the size of a struct page."""
     return head * 64 + FOLIO
 
 
-def mm_name(space: Space) -> int:
-    """Of an address space."""
-    return MM + (space.number << 12)
+def mm_name(number: _Number) -> _Number:
+    """Of the address space of that number, or of those of uint64[n]."""
+    return number * 4096 + MM
 
 
-def vma_name(vma: Vma) -> int:
-    """Of a VMA."""
-    return VMA + (vma.number << 8)
+def vma_name(number: _Number) -> _Number:
+    """Of the VMA of that number, or of those of uint64[n]."""
+    return number * 256 + VMA
 
 
 class Row(NamedTuple):
@@ -112,13 +112,13 @@ class Made:
         n, pgoff, folio = len(visited), walk.pgoff(), folio_name(walk.head)
         if n == 1:
             vma = visited[0]
-            mm, addr = mm_name(vma.space), vma.page(pgoff) << 12
-            self.add(row, after, kind, walk.sure, folio, 0, vma_name(vma), mm, addr)
+            mm, addr = mm_name(vma.space.number), vma.page(pgoff) << 12
+            self.add(row, after, kind, walk.sure, folio, 0, vma_name(vma.number), mm, addr)
             return
         same = {"row": row, "after": after, "kind": kind, "sure": walk.sure, "folio": folio, "src": 0}
         for name, value in same.items():
             column = self.columns[name]
             column.extend(array(column.typecode, [value]) * n)
-        self.columns["vma"].extend([vma_name(vma) for vma in visited])
-        self.columns["mm"].extend([mm_name(vma.space) for vma in visited])
+        self.columns["vma"].extend([vma_name(vma.number) for vma in visited])
+        self.columns["mm"].extend([mm_name(vma.space.number) for vma in visited])
         self.columns["addr"].extend([vma.page(pgoff) << 12 for vma in visited])

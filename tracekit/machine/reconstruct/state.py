@@ -170,12 +170,15 @@ class Vma:
 
     def give(self) -> None:
         """Let the forks of its space that have not copied it do so, before it is another."""
-        space = self.space
-        if self.given < space.forks:
-            later = takewhile(lambda one: one[1] > self.given, reversed(space.heirs.items()))
-            for child, _ in reversed(list(later)):
+        if self.given < self.space.forks:
+            for child in self.heirs():
                 child.take(self)
-            self.given = space.forks
+            self.given = self.space.forks
+
+    def heirs(self) -> list["Space"]:
+        """The forks of its space that may not have copied it, oldest first."""
+        later = takewhile(lambda one: one[1] > self.given, reversed(self.space.heirs.items()))
+        return [child for child, _ in later][::-1]
 
     def unlink(self) -> None:
         """unlink_anon_vmas() and unlink_file_vma()."""
@@ -378,6 +381,13 @@ class Space:
         i = bisect_right(self.starts, vma.start) - 1
         if i >= 0 and self.vmas[i] is vma:
             self._copy(i)
+
+    def due(self, vma: Vma) -> int:
+        """The number that its copy of the parent's ``vma`` will have; 0: it has copied it, or does not."""
+        i = bisect_right(self.starts, vma.start) - 1
+        if self.copies is None or i < 0 or self.vmas[i] is not vma:
+            return 0
+        return self.copies.number + bisect_left(self.copies.starts, vma.start)
 
     def take_all(self) -> None:
         """Copy all that remains to be copied."""

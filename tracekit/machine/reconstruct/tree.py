@@ -43,6 +43,10 @@ class Tree:
     def __len__(self) -> int:
         return len(self._vmas)
 
+    def first(self) -> "Vma":
+        """One that is in."""
+        return next(iter(self._vmas))
+
     def add(self, vma: "Vma", when: int = 0) -> None:
         """Put it in, last among those that start where it does and were put in before its turn; 0: it is now."""
         self._vmas[vma] = when or turn()

@@ -94,6 +94,7 @@ class Walker:
         self._plain = PlainRows(self._made)
         self.why: Counter[str] = Counter()
         self.open: dict[int, Open] = {}
+        self._latest: list[Batch] = []  # since anything but a block of entries came
 
     @property
     def made(self) -> Made:
@@ -116,6 +117,12 @@ class Walker:
             self.life.now += 1
             one_by_one(event)
 
+    def settle(self) -> None:
+        """Something else than a block of entries comes."""
+        for batch in self._latest:
+            batch.settle()
+        self._latest.clear()
+
     def _sets(self, task: Open, block: Block) -> int:
         """How many entries of the block the walks have that were taken."""
         target, life = self.identify.target(block.tid, task.reason), self.life
@@ -130,6 +137,7 @@ class Walker:
             self._plain.try_walk(block.pfns[first], block.pages[first], one.tree, hits, block.rows[first : one.end])
         self._plain.settle()
         task.batches.append(batch)
+        self._latest.append(batch)
         return walks[-1].end
 
     def _restores(self, task: Open, block: Block) -> int:
