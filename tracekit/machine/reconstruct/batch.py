@@ -4,7 +4,7 @@ from collections.abc import Container, Iterable, Iterator
 from typing import NamedTuple
 
 from tracekit.machine.reconstruct.blocks import Block
-from tracekit.machine.reconstruct.calm import Calm, calm, holders
+from tracekit.machine.reconstruct.calm import Calm, calm, holders, in_doubt
 from tracekit.machine.reconstruct.events import DIRTY
 from tracekit.machine.reconstruct.folios import Found
 from tracekit.machine.reconstruct.machine import Life
@@ -102,6 +102,7 @@ class Planner:
         vma: Vma | None = None
         mapping: object = None
         tree: Calm | None = None
+        doubt: set[int] = set()
         for first, last in zip(block.starts, block.starts[1:], strict=False):
             page = pages[first]
             written = own.get(page)
@@ -115,9 +116,10 @@ class Planner:
                 start, end, shift = vma.start, vma.end, vma.pgoff - vma.start
             if folio.mapping is not mapping:
                 mapping, tree = folio.mapping, self._tree(folio, vma)
-            if tree is None or (last - first > 1 and pages[first:last] != [page] * (last - first)):
+                doubt = in_doubt(tree, target) if tree is not None else set()
+            if tree is None or page in doubt or (last - first > 1 and pages[first:last] != [page] * (last - first)):
                 break
-            hits = holders(tree.spaces, page, folio, target)
+            hits = holders(tree, page, folio)
             if hits is None or len(hits) != last - first:
                 break
             walks.append(Plain(first, last, folio, page + shift, tree, hits))

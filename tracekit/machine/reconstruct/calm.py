@@ -1,7 +1,5 @@
 """Trees in which nothing is open, so that all walks of a block through one of them are alike."""
 
-from collections.abc import Sequence
-
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.spaces import folio_at
 from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space, Vma
@@ -17,12 +15,13 @@ class Calm:
     Attributes:
         when, stirred: ``Life.now`` and ``Life.stirred`` as it was found out.
         spaces: those of its VMAs in order.
+        own: what each of these put at its pages.
         usual: whether each has every page of the tree at the same address, none is of an image, being forked, dying or
             of before a loss, and no zap is to be minded: then a walk leaves open only who holds the page.
         vmas, mms: their numbers, behind a 0 for the walk itself.
     """
 
-    __slots__ = ("_members", "_tree", "mms", "spaces", "stirred", "usual", "vmas", "when")
+    __slots__ = ("_members", "_tree", "mms", "own", "spaces", "stirred", "usual", "vmas", "when")
 
     def __init__(self, tree: Tree, life: Life) -> None:
         self._tree, self.when, self.stirred = tree, life.now, life.stirred
@@ -38,6 +37,7 @@ class Calm:
             members = self.members()
             self.spaces, self.vmas = [vma.space for vma in members], [0, *(vma.number for vma in members)]
             alike = _alike(members)
+        self.own = [space.own for space in self.spaces]
         self.mms = [0, *(space.number for space in self.spaces)]
         self.usual = alike and not tree.doubt and _quiet(self.spaces, life)
 
@@ -78,23 +78,23 @@ def _quiet(spaces: list[Space], life: Life) -> bool:
     )
 
 
-def holders(spaces: Sequence[Space], page: int, folio: Folio, target: Space) -> tuple[int, ...] | None:
-    """Which of ``spaces`` map ``folio`` at ``page``, as ``folios.states`` has it; None where that is not certain.
+def in_doubt(tree: Calm, target: Space) -> set[int]:
+    """Pages at which one of its spaces may have a fault under way, but for ``target``, whose memory is being moved."""
+    return {page for space in tree.spaces if space.faulting and space is not target for page in space.faulting.values()}
 
-    ``target`` is known to: it is its memory that is being moved.
-    """
+
+def holders(tree: Calm, page: int, folio: Folio) -> tuple[int, ...] | None:
+    """Which of its spaces map ``folio`` at ``page``, as ``folios.states`` has it; None where that is not certain."""
     found: list[int] = []
-    for i, space in enumerate(spaces):
-        own = space.own.get(page)
+    for i, pages in enumerate(tree.own):
+        own = pages.get(page)
         if own is not None:
             if own[-1][1] is folio:
                 found.append(i)
-        elif (inherited := _inherits(space, page, folio)) is None:
+        elif (inherited := _inherits(tree.spaces[i], page, folio)) is None:
             return None
         elif inherited:
             found.append(i)
-        if space.faulting and space is not target and page in space.faulting.values():
-            return None
     return tuple(found)
 
 
