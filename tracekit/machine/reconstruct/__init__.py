@@ -116,10 +116,11 @@ def pruned(
         gone = prune.gone(cycle, marks)
         cycle = prune.without(cycle, gone)
     cycle = heap.with_ends_before(with_flags(cycle))
-    moved = prune.migrated(marks)
+    moved = kin.moved if kin is not None else prune.migrated(marks)
     near = prune.areas(cycle, moved.pages)
     writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin, gone))
-    return pl.concat([prune.mappings(cycle, near), writes], how="diagonal").sort("time_ns", "seq")
+    every = pl.concat([prune.mappings(cycle, near), writes], how="diagonal").sort("time_ns", "seq")
+    return prune.once_forked(every, marks)
 
 
 def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, narrow: bool = False) -> Walker:

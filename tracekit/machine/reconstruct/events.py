@@ -35,7 +35,7 @@ class Code(IntEnum):
     CALL = 16  # a system call that migrates
     MAP = 17  # perf's side-band: an executable mapping
     TASK = 18  # perf's side-band: a task that was there before
-    CLONE_ENDS = 19
+    CLONE_ENDS = 19  # a fork failed
     CLONE3 = 20
     LOST = 21  # something may have happened that no event shows
     FORKED = 22  # a child came and went that no walk met
@@ -142,7 +142,9 @@ def _life_cycle(
         if code != Code.FAULT and code in codes
     ]
     frames += [
-        trace.events(table).select(*_common(trace, table, Code.CLONE_ENDS), pl.col("ret").cast(pl.Int64).alias("ret"))
+        trace.events(table)
+        .select(*_common(trace, table, Code.CLONE_ENDS), pl.col("ret").cast(pl.Int64).alias("ret"))
+        .filter(pl.col("ret") < 0)  # what one that made a task says was said by then
         for table in _CLONES
         if table in trace.event_names and Code.CLONE_ENDS in codes
     ]

@@ -20,16 +20,17 @@ class Kin:
     """Answers for one trace.
 
     Attributes:
+        moved: what migrates.
         shared: where a file, or what strangers share, was ever mapped.
     """
 
     def __init__(self, cycle: pl.DataFrame, marks: pl.DataFrame) -> None:
         tids, self._of_tid = _kin(cycle)
         self._tids = np.array(tids, dtype=np.int64)
-        self._moved = migrated(marks).pages
+        self.moved = migrated(marks)
         sets = marks.filter(pl.col("code") == Code.SET).group_by("tid", "b", "d").agg(pl.col("time_ns").max())
         pages, of = every_page(sets)
-        key = self._key(self._kin(sets["tid"].to_numpy())[of], np.searchsorted(self._moved, pages))
+        key = self._key(self._kin(sets["tid"].to_numpy())[of], np.searchsorted(self.moved.pages, pages))
         keys, self._until = latest(key, sets["time_ns"].to_numpy()[of])
         self._keys = Sieve(keys)
         calls = cycle.filter(pl.col("code") == Code.MMAP)
@@ -51,7 +52,7 @@ class Kin:
 
     def _key(self, kin: Numbers, at: Numbers) -> Numbers:
         """One number for both."""
-        return kin * np.int64(len(self._moved)) + at
+        return kin * np.int64(len(self.moved.pages)) + at
 
 
 def kin_of(cycle: pl.DataFrame, marks: pl.DataFrame) -> Kin | None:

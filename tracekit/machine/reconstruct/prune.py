@@ -221,6 +221,17 @@ def without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
     return cycle.with_columns(code=code).filter(~drop)
 
 
+def once_forked(cycle: pl.DataFrame, marks: pl.DataFrame) -> pl.DataFrame:
+    """``cycle``, in order of time, with but the last of FORKED rows of one task between which nothing happened."""
+    forked, tid, time = (cycle["code"] == Code.FORKED).to_numpy(), cycle["tid"].to_numpy(), cycle["time_ns"].to_numpy()
+    first = np.flatnonzero(forked[:-1] & forked[1:] & (tid[:-1] == tid[1:]))
+    told = marks["time_ns"].sort().to_numpy()
+    quiet = np.searchsorted(told, time[first]) == np.searchsorted(told, time[first + 1], side="right")
+    kept = np.ones(len(cycle), dtype=bool)
+    kept[first[quiet]] = False
+    return cycle.filter(pl.Series(kept))
+
+
 def theirs(events: pl.DataFrame, gone: pl.DataFrame, tid: str | pl.Expr) -> pl.Series:
     """Boolean[n]: whether ``tid`` of each event was one of ``gone`` then."""
     told = events.select("time_ns", who=tid).join_asof(

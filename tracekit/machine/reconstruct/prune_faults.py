@@ -39,6 +39,8 @@ class Where(NamedTuple):
 def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFrame, where: Where) -> pl.DataFrame:
     """The page faults that matter, and of each thread the one behind such a one, which shows that that is over.
 
+    They are in no order.
+
     Args:
         slices: those of code FAULT, in order of time.
         cycle: all else but the entries.
@@ -60,8 +62,7 @@ def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFr
     idle = _idle(every, cycle, marks)
     late = every.filter(pl.Series(idle) & (pl.col("area") >= 0) & (pl.col("b") & WRITE != 0))
     first.append(firsts.of(pl.concat([*first, late]).sort("at")))
-    found = pl.concat([every.filter(~pl.Series(idle)), first[-1]]).sort("at")
-    return found.drop("at", "area", "exact", "behind")
+    return pl.concat([every.filter(~pl.Series(idle)), first[-1]]).drop("at", "area", "exact", "behind")
 
 
 def _of_who_is_left(events: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:
