@@ -4,6 +4,7 @@ import itertools
 import statistics
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import polars as pl
 import pytest
@@ -417,6 +418,29 @@ def test_threads_share_and_exec_replaces(stream):
     stream.add(Code.EXEC, child, child)
     stream.move(sets=1, restores=1)
     assert stream.visits() == [("try", 1, True), ("remove", 1, True)], "the thread is no VMA, the child has left"
+
+
+def test_walks_through_what_a_fork_has_yet_to_copy_do_not_copy_it(monkeypatch):
+    monkeypatch.setattr(blocks, "FEW", 0)
+    stream = Stream()
+    stream.mmap()
+    stream.write(P)
+    child = stream.fork()
+    stream.write(P)
+    stream.move(sets=1, restores=1, kind=EXCLUSIVE)
+    stream.exit(child)
+    with mock.patch.object(Vma, "copy", autospec=True, side_effect=Vma.copy) as copy:
+        assert stream.walks() == [("try", [0], True), ("remove", [0, 1], True)]
+    assert copy.call_count == 1  # of the image
+
+
+def test_who_writes_again_where_something_else_is_mapped_now_writes_to_that(stream):
+    stream.move(sets=1, restores=1, kind=EXCLUSIVE)
+    stream.fork()
+    stream.mmap()
+    stream.write(P)
+    stream.move(sets=1, restores=1, kind=EXCLUSIVE)
+    assert stream.walks() == [("try", [0], True), ("remove", [0], True)] * 2
 
 
 def test_exit_unlinks(stream):
