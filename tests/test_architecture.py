@@ -19,7 +19,7 @@ PACKAGE = ROOT / "tracekit"
 LAYERS = (
     "errors _process",
     "_terminal",
-    "registry resources _columns profiles",
+    "registry resources _columns _workers profiles",
     "formats _parquet",
     "snapshot",
     "ingest trace record",
