@@ -39,8 +39,8 @@ from tracekit.machine.reconstruct.walker import Walker
 from tracekit.machine.timeline import Kind
 from tracekit.trace import Trace
 
-# anon_vma_clone() allocates all links before it takes a lock: seen in Debian's 7.2 and 7.3, not in 6.12
-_TURNS_CHAINS_SINCE = (7, 0)
+# anon_vma_clone() allocates all links before it takes a lock: not yet in 6.12, in 7.2 and 7.3; between nothing was seen
+_KEEPS_CHAINS_UNTIL, _TURNS_CHAINS_SINCE = (6, 12), (7, 2)
 
 __all__ = ["Reconstruction", "pruned", "reconstruct", "take"]
 
@@ -134,7 +134,7 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, 
     """
     Space.count = Vma.count = 0
     how = how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True)
-    Vma.turns_chains = None if how.version is None else how.version >= _TURNS_CHAINS_SINCE
+    Vma.turns_chains = _turns_chains(how.version)
     life = Life(prune.migrated(marks).pages, how, indexed=not narrow)
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)
@@ -144,6 +144,12 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, 
     _run(life, walker, together(cycle.filter(~before), marks))
     walker.finish()
     return walker
+
+
+def _turns_chains(version: tuple[int, int] | None) -> bool | None:
+    if version is None or _KEEPS_CHAINS_UNTIL < version < _TURNS_CHAINS_SINCE:
+        return None
+    return version >= _TURNS_CHAINS_SINCE
 
 
 @contextmanager

@@ -135,7 +135,7 @@ class Vma:
     def cloned(self) -> Iterator[AnonVma]:
         """Its chain in the order in which anon_vma_clone() goes through it.
 
-        Since v7.0 the links are allocated first, each put before the others: it comes out turned around.
+        Where the links are allocated first (v7.2), each is put before the others: it comes out turned around.
         """
         return iter(self.chain) if Vma.turns_chains is False else reversed(self.chain)
 
@@ -159,7 +159,7 @@ class Vma:
                 free.append(anon)
         if len(free) > 1 and Vma.turns_chains is None:
             for anon in free:
-                anon.tree.doubt = "kernel release not known"
+                anon.tree.doubt = "order of anon_vma_clone() not known"
         if free:
             self.anon = free[0]
             self.anon.active += 1
