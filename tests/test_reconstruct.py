@@ -16,7 +16,8 @@ from tracekit.machine.reconstruct import blocks, prune, prune_faults, pruned, re
 from tracekit.machine.reconstruct.events import DIRTY, LIKELY, NEWEST, SCHEMA, Code, Shown
 from tracekit.machine.reconstruct.match import Holds, lay
 from tracekit.machine.reconstruct.rows import MM
-from tracekit.machine.reconstruct.state import Folio, Space, Vma
+from tracekit.machine.reconstruct.state import Folio, Space
+from tracekit.machine.reconstruct.vma import Vma
 from tracekit.machine.timeline import Kind, timeline
 
 READ, EXCLUSIVE = 28, 30  # 6.12's types of a shared and of a writable entry

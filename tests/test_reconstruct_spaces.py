@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tracekit.machine.reconstruct import spaces
-from tracekit.machine.reconstruct.state import File, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import Folio, Space
+from tracekit.machine.reconstruct.vma import File, Vma
 from tracekit.machine.reconstruct.zaps import Zaps
 
 EXAMPLES = settings(

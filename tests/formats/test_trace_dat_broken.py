@@ -190,7 +190,8 @@ def test_data_of_a_cpu_that_no_machine_has(number, tmp_path):
     data = build(File([Buffer({0: w.page(0, (1, w.same_name(7, 1)))})], **KINDS["v7"]))
     place = data.index(b"\0local\0") + 7 + 8
     manifest = _ingest(data[:place] + struct.pack("<I", number) + data[place + 4 :], tmp_path)
-    assert manifest is None or f"CPU {number}; the file is damaged" in manifest["truncated"]["reason"]
+    assert manifest is not None
+    assert f"CPU {number}; the file is damaged" in manifest["truncated"]["reason"]
 
 
 @pytest.mark.parametrize("order", "<>")

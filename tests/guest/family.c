@@ -2,7 +2,9 @@
 // VMAs, anon_vma trees and page tables, for tests/test_reconstruct_family.py.
 //
 //     cc -O1 -static -o family family.c
-//     ../../shared/guest/record 7.2 '/tmp/in/family SEED COMMANDS [KINDS]' -i family -o DIR --recorder trace-cmd --events allk
+//     ../../shared/guest/record 7.2 'PATH/family SEED COMMANDS [KINDS]' -i family -o DIR --recorder trace-cmd --events allk
+//
+// where PATH is the folder in which the guest shows what -i gives it.
 //
 // KINDS is a mask of the kinds below, by default all. The first process tells the others through pipes what to do and
 // waits, but for exits and for pages that it moves itself; so the trace has no race but between CPUs' clocks.

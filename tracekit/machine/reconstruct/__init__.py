@@ -34,7 +34,8 @@ from tracekit.machine.reconstruct.kin import Kin, kin_of
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.merge import merge
 from tracekit.machine.reconstruct.rows import Made
-from tracekit.machine.reconstruct.state import Space, Vma
+from tracekit.machine.reconstruct.state import Space
+from tracekit.machine.reconstruct.vma import Vma
 from tracekit.machine.reconstruct.walker import Walker
 from tracekit.machine.timeline import Kind
 from tracekit.trace import Trace

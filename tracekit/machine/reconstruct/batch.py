@@ -8,7 +8,8 @@ from tracekit.machine.reconstruct.calm import Calm, calm, holders, in_doubt
 from tracekit.machine.reconstruct.events import DIRTY
 from tracekit.machine.reconstruct.folios import Found
 from tracekit.machine.reconstruct.machine import Life
-from tracekit.machine.reconstruct.state import AnonVma, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import Folio, Space
+from tracekit.machine.reconstruct.vma import AnonVma, Vma
 from tracekit.machine.reconstruct.walk import Walk
 
 

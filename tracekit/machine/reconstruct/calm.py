@@ -2,8 +2,9 @@
 
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.spaces import folio_at
-from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space
 from tracekit.machine.reconstruct.tree import Tree
+from tracekit.machine.reconstruct.vma import Vma
 
 
 class Calm:

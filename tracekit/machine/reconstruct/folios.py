@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from tracekit.machine.reconstruct.match import Holds
 from tracekit.machine.reconstruct.spaces import AROUND, folio_at, folio_before
-from tracekit.machine.reconstruct.state import AnonVma, File, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import Folio, Space
+from tracekit.machine.reconstruct.vma import AnonVma, File, Vma
 
 IMAGE = 1 << 14  # pages beyond a mapped ELF segment in which its other segments lie
 

@@ -1,6 +1,7 @@
 """The replay of the life cycle: one event after the other, each changing what is known of the address spaces."""
 
 from collections.abc import Callable, Sequence
+from errno import EFAULT, ENOMEM
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,8 @@ from tracekit.machine.reconstruct import spaces
 from tracekit.machine.reconstruct.events import CLONE_VFORK, CLONE_VM, LIKELY, MAP_ANONYMOUS, WRITE, Code, Shown
 from tracekit.machine.reconstruct.folios import image_of
 from tracekit.machine.reconstruct.spaces import AROUND
-from tracekit.machine.reconstruct.state import EVERYWHERE, AnonVma, File, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space
+from tracekit.machine.reconstruct.vma import AnonVma, File, Vma
 from tracekit.machine.reconstruct.whose import Whose
 
 Handler = Callable[["Event"], None]
@@ -17,10 +19,9 @@ Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
 
 CLONE_CHILD_SETTID = 0x0100_0000
 _PAGE = 12
-_EFAULT = -14  # of mremap(): not all of the range is one VMA
-_MREMAP_FIXED = 2
-_CHECKS_FIRST_SINCE = (6, 17)  # mremap() checks what is to be moved before it unmaps what is in its way
-_ENOMEM = -12  # of mprotect() and madvise(): part of the range is not mapped, the rest was done
+_MREMAP_FIXED = 2  # uapi/linux/mman.h
+_CHECKS_FIRST_SINCE = (6, 17)  # mremap() checks what is to be moved before it unmaps what is in its way (mm/mremap.c)
+_DONE = frozenset((0, -ENOMEM))  # by mprotect() and madvise(): ENOMEM says that part of the range is not mapped
 
 
 class Life:
@@ -205,10 +206,10 @@ class Life:
     def mprotect(self, event: Event) -> None:
         """Another protection, which splits VMAs and makes others one; up to a hole where there is one."""
         tid, start, length, protection = event[1:5]
-        if event[-1] not in {0, _ENOMEM}:
+        if event[-1] not in _DONE:
             return
         space, page, end = self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length)
-        if event[-1] == _ENOMEM:
+        if event[-1]:
             end = space.mapped_until(page, end)
         elif space.at(page) is space.rest and page < space.data:
             self._data(space, page)  # the dynamic linker, or static start-up code, closes the relocated part
@@ -218,7 +219,7 @@ class Life:
     def madvise(self, event: Event) -> None:
         """Split, zap or neither, by behaviour; of a range with holes, what is mapped."""
         tid, start, length, behaviour = event[1:5]
-        if event[-1] not in {0, _ENOMEM}:
+        if event[-1] not in _DONE:
             return
         space, first, end = self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length)
         if behaviour in spaces.ZAPS:
@@ -230,7 +231,7 @@ class Life:
         """Move or resize; what was at the place to move to may be gone, even where it fails."""
         tid, start, old, new, flags, new_start = event[1:7]
         ret = event[-1]
-        if ret == _EFAULT and flags & _MREMAP_FIXED and self.unmaps_first:
+        if ret == -EFAULT and flags & _MREMAP_FIXED and self.unmaps_first:
             space, to = self.space(tid), new_start >> _PAGE
             if space.overlapping(start >> _PAGE, (start >> _PAGE) + 1):
                 spaces.munmap(space, to, to + _pages(new), self.now)

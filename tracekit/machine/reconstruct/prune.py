@@ -176,31 +176,31 @@ def _with_deep_forks(born: pl.DataFrame, cycle: pl.DataFrame) -> pl.DataFrame:
 
     A root's is never reused, nor the parent's own: so only where the parent is a grandchild of what exec made.
     """
-    execs = cycle.filter(pl.col("code") == Code.EXEC).select("at", "tid", exec_at="at")
-    parents = born.select("at", "child", parent=pl.int_range(len(born)), born_at="at")
-    above = born.join_asof(
-        parents, on="at", by_left="tid", by_right="child", allow_exact_matches=False, check_sortedness=False
-    )
-    above = above.join_asof(execs, on="at", by="tid", check_sortedness=False)
-    own = above.select(
-        pl.when(pl.col("exec_at").is_null() | (pl.col("exec_at") < pl.col("born_at"))).then("parent").fill_null(-1)
-    ).to_series()
-    parent = own.to_numpy()
-    grandparent = np.where(parent >= 0, parent[parent], -1)
-    forks = np.flatnonzero(grandparent >= 0)
-    if not len(forks):
+    parent = _parents(born, cycle)
+    is_deep = (parent >= 0) & (parent[parent] >= 0)
+    if not is_deep.any():
         return born.with_columns(deep=pl.lit(value=False))
     oldest = np.where(parent >= 0, parent, np.arange(len(parent)))
-    while (further := oldest[oldest]).tolist() != oldest.tolist():
+    while not np.array_equal(further := oldest[oldest], oldest):
         oldest = further
-    family = born["tid"].to_numpy()[oldest].astype(np.int64)
-    rows = len(cycle) + 1
-    at = np.sort(family[forks] * rows + born["at"].to_numpy()[forks])
-    begins = born.select(pl.coalesce("call_at", "at")).to_series().to_numpy()
-    ends = born["end"].fill_null(rows - 1).to_numpy()
-    others = np.searchsorted(at, family * rows + ends, side="right") - np.searchsorted(at, family * rows + begins)
-    own_too = (grandparent >= 0).astype(np.int64)
-    return born.with_columns(deep=pl.Series(others > own_too))
+    # one number for the family, which is named by the task that made its oldest, and for a row
+    family = born["tid"].to_numpy()[oldest].astype(np.int64) * (len(cycle) + 1)
+    forks = np.sort((family + born["at"].to_numpy())[is_deep])
+    begins = family + born.select(pl.coalesce("call_at", "at")).to_series().to_numpy()
+    ends = family + born["end"].fill_null(len(cycle)).to_numpy()
+    meanwhile = np.searchsorted(forks, ends, side="right") - np.searchsorted(forks, begins)
+    return born.with_columns(deep=pl.Series(meanwhile > is_deep))  # its own fork is among them
+
+
+def _parents(born: pl.DataFrame, cycle: pl.DataFrame) -> Numbers:
+    """int64[n]: which row of ``born`` made the parent of each; -1: none, or it has run another program since."""
+    execs = cycle.filter(pl.col("code") == Code.EXEC).select("at", "tid", exec_at="at")
+    made = born.select("at", "child", parent=pl.int_range(len(born)), born_at="at")
+    found = born.join_asof(
+        made, on="at", by_left="tid", by_right="child", allow_exact_matches=False, check_sortedness=False
+    ).join_asof(execs, on="at", by="tid", check_sortedness=False)
+    same = pl.col("exec_at").is_null() | (pl.col("exec_at") < pl.col("born_at"))
+    return found.select(pl.when(same).then("parent").fill_null(-1)).to_series().to_numpy()
 
 
 def without(cycle: pl.DataFrame, gone: pl.DataFrame) -> pl.DataFrame:

@@ -7,7 +7,8 @@ from tracekit.machine.reconstruct.folios import states
 from tracekit.machine.reconstruct.identify import Identity
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.match import Hits, Holds, lay
-from tracekit.machine.reconstruct.state import EVERYWHERE, File, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, Space
+from tracekit.machine.reconstruct.vma import File, Vma
 from tracekit.machine.reconstruct.walk import Walk
 
 
@@ -62,8 +63,8 @@ def _lay_try(walk: Walk, identity: Identity, members: list[Vma], life: Life) -> 
     bases, wanted = walk.bases(members), [run.base for run in runs]
     copies = not isinstance(found.folio.mapping, File)
     for i, vma in enumerate(members):
-        open_ = state[i] == Holds.MAYBE or (state[i] == Holds.NO and not copies and bases[i] in wanted)
-        if vma.space is identity.space and open_:
+        unseen = state[i] == Holds.NO and not copies and bases[i] in wanted  # it read the file before the trace
+        if vma.space is identity.space and (state[i] == Holds.MAYBE or unseen):
             likely = i  # it is its memory that is being moved
             state[i] = Holds.YES if identity.still else Holds.MAYBE
         elif vma.space.dying <= walk.until and state[i] == Holds.YES:

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.machine.reconstruct.state import Vma
+from tracekit.machine.reconstruct.vma import Vma
 from tracekit.machine.reconstruct.walk import Walk
 from tracekit.machine.timeline import Kind
 

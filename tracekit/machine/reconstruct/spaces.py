@@ -3,14 +3,15 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
-from tracekit.machine.reconstruct.state import EVERYWHERE, NOT_COPIED, File, Folio, Space, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, NOT_COPIED, Folio, Space
+from tracekit.machine.reconstruct.vma import File, Vma
 
 PROT_WRITE, PROTECTION = 0x2, 0xF
 HEAP = 0x3  # protection of what brk() maps
 MAP_FLAGS = 0x2_6100  # STACK, NORESERVE, LOCKED, GROWSDOWN: those of mmap that become flags of the VMA
 MAP_TYPE, MAP_SHARED = 0xF, (0x1, 0x3)
 AROUND = 16  # pages that a read fault on a file maps (fault_around_bytes = 65536)
-PAGES_OF_TABLE = 512
+PTRS_PER_PTE = 512
 # madvise behaviours (uapi/asm-generic/mman-common.h) that change a VMA's flags and so may split it
 CHANGES_FLAGS = frozenset((0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19))
 ZAPS = frozenset((4, 9, 24))  # MADV_DONTNEED, MADV_REMOVE, MADV_DONTNEED_LOCKED
@@ -291,9 +292,9 @@ def zap(space: Space, start: int, end: int, now: int) -> None:
 
 def around(vma: Vma, page: int) -> range:
     """What a read fault at ``page`` of a file maps as far as it is in memory: do_fault_around()."""
-    of_table = page % PAGES_OF_TABLE
+    of_table = page % PTRS_PER_PTE
     first = max(of_table - of_table % AROUND, of_table - (page - vma.start))
-    end = min(first + AROUND, PAGES_OF_TABLE, of_table + vma.end - page)
+    end = min(first + AROUND, PTRS_PER_PTE, of_table + vma.end - page)
     return range(page - of_table + first, page - of_table + end)
 
 

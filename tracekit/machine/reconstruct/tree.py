@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tracekit.machine.reconstruct.calm import Calm
-    from tracekit.machine.reconstruct.state import Vma
+    from tracekit.machine.reconstruct.vma import Vma
 
 _turns = count(1)
 _WITHIN = 32  # bits of a turn for those that take it together

@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from tracekit.machine.reconstruct.state import Vma
+from tracekit.machine.reconstruct.vma import Vma
 
 if TYPE_CHECKING:
     from tracekit.machine.reconstruct.folios import Found
