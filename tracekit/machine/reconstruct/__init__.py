@@ -15,7 +15,7 @@ import polars as pl
 
 from tracekit import schema
 from tracekit.machine import pte
-from tracekit.machine.reconstruct import heap, prune, prune_faults, renamed, start
+from tracekit.machine.reconstruct import faults, heap, prune, prune_faults, renamed, start
 from tracekit.machine.reconstruct.blocks import Block, Faults, parts, together
 from tracekit.machine.reconstruct.events import (
     DIRTY,
@@ -178,7 +178,7 @@ def _run(life: Life, walker: Walker, events: Iterable[pl.DataFrame]) -> None:
         now = life.now
         if isinstance(part, Faults):
             life.now = now + 1
-            life.take_faults(*part)
+            faults.take(life, *part)
             life.now = life.alone = now + len(part.errors)
             continue
         for event in part:

@@ -1,24 +1,24 @@
 """The replay of the life cycle: one event after the other, each changing what is known of the address spaces."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from errno import EFAULT, ENOMEM
 
 import numpy as np
 import numpy.typing as npt
 
-from tracekit.machine.reconstruct import spaces
-from tracekit.machine.reconstruct.events import CLONE_VFORK, CLONE_VM, LIKELY, MAP_ANONYMOUS, WRITE, Code, Shown
+from tracekit.machine.reconstruct import faults, spaces
+from tracekit.machine.reconstruct.events import CLONE_VFORK, CLONE_VM, LIKELY, MAP_ANONYMOUS, Code, Shown
+from tracekit.machine.reconstruct.faults import PAGE_SHIFT
 from tracekit.machine.reconstruct.folios import image_of
 from tracekit.machine.reconstruct.spaces import AROUND
-from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space
-from tracekit.machine.reconstruct.vma import AnonVma, File, Vma
+from tracekit.machine.reconstruct.state import EVERYWHERE, Space
+from tracekit.machine.reconstruct.vma import File, Vma
 from tracekit.machine.reconstruct.whose import Whose
 
 Handler = Callable[["Event"], None]
 Event = tuple[int, ...]  # code, tid, a … f, ret: columns of events.SCHEMA
 
 CLONE_CHILD_SETTID = 0x0100_0000
-_PAGE = 12
 _MREMAP_FIXED = 2  # uapi/linux/mman.h
 _CHECKS_FIRST_SINCE = (6, 17)  # mremap() checks what is to be moved before it unmaps what is in its way (mm/mremap.c)
 _DONE = frozenset((0, -ENOMEM))  # by mprotect() and madvise(): ENOMEM says that part of the range is not mapped
@@ -102,96 +102,21 @@ class Life:
 
     def fault(self, event: Event) -> None:
         """A page fault."""
-        self.take_faults(event[1], (event[2],), (event[3],))
-
-    def take_faults(self, tid: int, addresses: Sequence[int], errors: Sequence[int]) -> None:
-        """Page faults of ``tid`` one behind the other, the first of them at ``now``."""
-        space, pages = self.space_of.get(tid) or self.space(tid), self.pages
-        start = end = 0  # of ``vma``; what the stand-in for all others holds has to be looked up
-        for when, (address, error) in enumerate(zip(addresses, errors, strict=True), self.now):
-            page = address >> _PAGE
-            if not error & WRITE:
-                self._read(space, page)
-                continue
-            if not start <= page < end:
-                found = space.at(page)
-                if found is None or (found is not space.rest and not found.flags & spaces.PROT_WRITE):
-                    page = -1  # SIGSEGV, which collectors of garbage may want: over at once, with no effect
-                    continue
-                vma = found
-                start, end = (0, 0) if vma is space.rest else (vma.start, vma.end)
-            if page in pages:
-                self._written(space, vma, page, when)
-            elif vma.anon is None and not vma.shared:
-                spaces.prepare(space, vma)
-            if not end and page < space.data:
-                self._data(space, page)
-        if page // AROUND in self.around:
-            space.faulting[tid] = page
-        elif space.faulting:
-            space.faulting.pop(tid, None)
-
-    def _read(self, space: Space, page: int) -> None:
-        """A fault on a file maps what is around it, too."""
-        vma = space.at(page) if page // AROUND in self.around else None
-        if vma is not None and (vma.file is not None or vma is space.rest):
-            for one in spaces.around(vma, page):
-                if one in self.pages and not isinstance(spaces.folio_at(space, one), Folio):
-                    spaces.map_file(space, vma, one, itself=one == page)
-
-    def _written(self, space: Space, vma: Vma, page: int, when: int) -> None:
-        """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
-        if vma.shared:
-            spaces.map_file(space, vma, page, itself=True)
-            return
-        if space.private_pages:
-            space.file_pages.pop(page, None)
-            space.private_pages.discard(page)
-        own = space.own.get(page)
-        last = own[-1][1] if own is not None and not space.zaps else None
-        if last is not None and last.origin is space and last.since > space.forked:
-            return  # its own already, and not shared since: a NUMA hint, or a protection lifted
-        folio = Folio(vma.anon or self._anon(space, vma), space, when)
-        if own is None:
-            space.own[page] = [(when, folio)]
-            self.whose.wrote(space, page)
-        elif space.heirs:
-            spaces.write(space, own, when, folio)
-        else:  # no one was forked from it who may have what it had before
-            own[:] = [own[-1], (when, folio)]
-
-    def _write(self, space: Space, page: int, when: int) -> None:
-        """The kernel wrote to private memory of ``space``."""
-        vma = space.at(page)
-        if vma is not None and not vma.shared:
-            space.own.setdefault(page, []).append((when, Folio(self._anon(space, vma), space, when)))
-            self.whose.wrote(space, page)
-
-    @staticmethod
-    def _anon(space: Space, vma: Vma) -> AnonVma:
-        if vma.anon is None:
-            spaces.prepare(space, vma)
-        return vma.prepare()
-
-    @staticmethod
-    def _data(space: Space, page: int) -> None:
-        """A write shows where the data of an ELF image begin: above its mapped segment, which is never written."""
-        if any(vma.start <= page < vma.end for vma in space.maps):
-            space.data = page
+        faults.take(self, event[1], (event[2],), (event[3],))
 
     def mmap(self, event: Event) -> None:
         """A new VMA; its file is told by the number of the descriptor within a family of forks."""
         tid, _, length, protection, flags, fd, offset, ret = event[1:]
         if not 0 < ret < 1 << 62:
             return
-        space, start = self.space(tid), ret >> _PAGE
+        space, start = self.space(tid), ret >> PAGE_SHIFT
         shared = flags & spaces.MAP_TYPE in spaces.MAP_SHARED
         file = None
         if not flags & MAP_ANONYMOUS:
             file = self.files.setdefault((space.fd_family, fd), File(sure=False))
         elif shared:
             file = File(sure=True)
-        vma = Vma(space, start, start + _pages(length), offset >> _PAGE)
+        vma = Vma(space, start, start + _pages(length), offset >> PAGE_SHIFT)
         vma.shared, vma.flags = shared, protection | flags & spaces.MAP_FLAGS
         vma = spaces.mmap(space, vma, file, self.now)
         if not self.faults and not shared:
@@ -201,18 +126,18 @@ class Life:
         """Unmap, if the call succeeded."""
         tid, start, length = event[1:4]
         if not event[-1]:
-            spaces.munmap(self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length), self.now)
+            spaces.munmap(self.space(tid), start >> PAGE_SHIFT, (start >> PAGE_SHIFT) + _pages(length), self.now)
 
     def mprotect(self, event: Event) -> None:
         """Another protection, which splits VMAs and makes others one; up to a hole where there is one."""
         tid, start, length, protection = event[1:5]
         if event[-1] not in _DONE:
             return
-        space, page, end = self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length)
+        space, page, end = self.space(tid), start >> PAGE_SHIFT, (start >> PAGE_SHIFT) + _pages(length)
         if event[-1]:
             end = space.mapped_until(page, end)
         elif space.at(page) is space.rest and page < space.data:
-            self._data(space, page)  # the dynamic linker, or static start-up code, closes the relocated part
+            faults.wrote_data(space, page)  # the dynamic linker, or static start-up code, closes the relocated part
         kept = ~spaces.PROTECTION
         spaces.change(space, page, end, lambda flags: flags & kept | protection)
 
@@ -221,7 +146,7 @@ class Life:
         tid, start, length, behaviour = event[1:5]
         if event[-1] not in _DONE:
             return
-        space, first, end = self.space(tid), start >> _PAGE, (start >> _PAGE) + _pages(length)
+        space, first, end = self.space(tid), start >> PAGE_SHIFT, (start >> PAGE_SHIFT) + _pages(length)
         if behaviour in spaces.ZAPS:
             spaces.zap(space, first, end, self.now)
         elif behaviour in spaces.CHANGES_FLAGS:
@@ -232,11 +157,11 @@ class Life:
         tid, start, old, new, flags, new_start = event[1:7]
         ret = event[-1]
         if ret == -EFAULT and flags & _MREMAP_FIXED and self.unmaps_first:
-            space, to = self.space(tid), new_start >> _PAGE
-            if space.overlapping(start >> _PAGE, (start >> _PAGE) + 1):
+            space, to = self.space(tid), new_start >> PAGE_SHIFT
+            if space.overlapping(start >> PAGE_SHIFT, (start >> PAGE_SHIFT) + 1):
                 spaces.munmap(space, to, to + _pages(new), self.now)
         elif 0 < ret < 1 << 62:
-            first, to = start >> _PAGE, ret >> _PAGE
+            first, to = start >> PAGE_SHIFT, ret >> PAGE_SHIFT
             old_range, new_range = range(first, first + _pages(old)), range(to, to + _pages(new))
             spaces.mremap(self.space(tid), old_range, new_range, self.now)
 
@@ -286,7 +211,7 @@ class Life:
         made.born = self.now
         self.space_of[child] = made
         if self.child_tid.get(tid):  # schedule_tail() writes it, as the child: no fault of user mode
-            self._write(made, self.child_tid[tid] >> _PAGE, self.now + 1)
+            faults.kernel_wrote(self, made, self.child_tid[tid] >> PAGE_SHIFT, self.now + 1)
 
     def fork(self, event: Event) -> None:
         """sched_process_fork says nothing that task_newtask did not; where that is missing, the system call does."""
@@ -372,13 +297,13 @@ class Life:
     def map(self, event: Event) -> None:
         """An executable mapping that perf saw: of the image of exec, of a library, or, without a file, the vDSO."""
         pid, addr, length, pgoff, inode = event[1:6]
-        space, start = self.space(pid), addr >> _PAGE
+        space, start = self.space(pid), addr >> PAGE_SHIFT
         self.whose.mapped(space, start)
         if not inode:
             return
         file = self.files.setdefault(("inode", inode), File(sure=True))
         if not any(vma.file is file for vma in space.maps):
-            image_of(space, start, start + _pages(length), pgoff >> _PAGE, file)
+            image_of(space, start, start + _pages(length), pgoff >> PAGE_SHIFT, file)
 
     def task(self, event: Event) -> None:
         """A task from before the trace."""
@@ -407,4 +332,4 @@ class Life:
 
 
 def _pages(length: int) -> int:
-    return (length + 4095) >> _PAGE
+    return (length + 4095) >> PAGE_SHIFT
