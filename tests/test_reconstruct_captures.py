@@ -66,6 +66,17 @@ def test_walks_are_those_that_the_probes_saw(name, trace):
     assert table["visits_right"].all() or name in SHARES
 
 
+@pytest.mark.parametrize("name", ["7.2/collapse.tc", "7.2/thp2m-move-munmap.tc", "7.2/thp2m-partial.tc"])
+def test_entries_of_pmds_alone_are_enough(name, trace):
+    levels = {}
+    for fidelity in ("observed", "reconstructed"):
+        document = tracekit.replay(trace(name), ["counter_early_exit"], fidelity=fidelity).document
+        assert document["fidelity"] == fidelity
+        traced = document["policies"][0]["operations"]
+        levels[fidelity] = {kind: count for kind, count in traced.items() if kind.endswith(".vma_visit")}
+    assert levels["observed"] == levels["reconstructed"] != {}
+
+
 @pytest.mark.parametrize("name", [name for name in named("*/*.tc") if (SHARED / name).with_suffix(".perf").is_dir()])
 def test_without_probes_perf_shows_the_visits_that_they_saw(name, trace):
     """NAME.perf is another run of the same workload: its region alone, the rest depends on where it happened to be."""

@@ -286,6 +286,7 @@ def _filters(options: ReadOptions) -> dict[str, object]:
 
 def fidelity(tables: dict[str, TableStats], arch: object) -> str | None:
     """The highest level that these tables allow (DESIGN.md 2); page table entries are read for x86-64 only."""
+    entries = {"events/migrate/set_migration_pte", "events/thp/set_migration_pmd"} & tables.keys()
     migrations = any(name.startswith("events/migrate/") for name in tables)
     if not migrations:
         return None
@@ -297,5 +298,5 @@ def fidelity(tables: dict[str, TableStats], arch: object) -> str | None:
         return "observed"
     life_cycle = {"events/sched/sched_process_fork", "events/sched/sched_process_exit"} & tables.keys()
     shown = bool(life_cycle) or {"tasks", "maps"} <= tables.keys()
-    shown &= "events/migrate/set_migration_pte" in tables  # of no other event can a walk be rebuilt
+    shown &= bool(entries)  # of no other events can a walk be rebuilt
     return "reconstructed" if shown and arch == "x86_64" else "counts"

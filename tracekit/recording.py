@@ -11,8 +11,7 @@ _SYSCALLS = ("move_pages", "migrate_pages", "mbind", "munmap", "madvise", "clone
 
 def missing(trace: Trace, needs: tuple[str, ...]) -> list[str]:
     """Those of the canonical events ``needs`` that were not switched on in ``trace``, nor can be reconstructed."""
-    can_rebuild = schema.shows_life_cycle(trace) and schema.recorded(trace, "set_migration_pte")
-    made = RECONSTRUCTED if can_rebuild else ()
+    made = RECONSTRUCTED if schema.can_rebuild_walks(trace) else ()
     return [event for event in unrecorded(trace, needs) if event not in made]
 
 

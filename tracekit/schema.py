@@ -86,6 +86,15 @@ def shows_life_cycle(trace: Trace) -> bool:
     return (own or side_band) and trace.manifest["machine"]["arch"] == "x86_64"
 
 
+def can_rebuild_walks(trace: Trace) -> bool:
+    """Whether rmap walks can be made without probes: entries say of which folios, the life cycle through which VMAs.
+
+    The entries are of either level; a trace of huge pages alone has no event of PTEs.
+    """
+    entries = recorded(trace, "set_migration_pte") or recorded(trace, "set_migration_pmd")
+    return entries and shows_life_cycle(trace)
+
+
 def task_of(trace: Trace, table: str) -> pl.Expr:
     """The thread that a record is of; perf writes tid -1 for one that is past its exit, the record itself knows it.
 

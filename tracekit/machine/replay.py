@@ -135,8 +135,7 @@ def _fidelity(trace: Trace, most: str | None) -> str:
         unmaps = any(schema.tables_fit(trace, event) for event in KIND_OF_UNMAP_EVENT)
         if all(schema.recorded(trace, event) for event in VISIT_EVENTS) or (unmaps and not migrates):
             return "observed"
-    entries = schema.recorded(trace, "set_migration_pte")  # without them no walk can be made from the life cycle
-    return "reconstructed" if most != "counts" and entries and schema.shows_life_cycle(trace) else "counts"
+    return "reconstructed" if most != "counts" and schema.can_rebuild_walks(trace) else "counts"
 
 
 def _unsure(why: dict[str, int]) -> dict[str, int]:
