@@ -113,12 +113,12 @@ def test_what_a_page_was_is_forgotten_when_no_one_forked_can_ask():
     first = spaces.fork(parent, 2)
     first.born = 2
     for now in (3, 4):
-        spaces.write(parent, parent.own[0], now, folios[now])
+        spaces.write(parent, 0, parent.own[0], now, folios[now])
     second = spaces.fork(parent, 5)
     second.born = 5
     spaces.unlink(first)
     for now in (6, 7):
-        spaces.write(parent, parent.own[0], now, folios[now])
+        spaces.write(parent, 0, parent.own[0], now, folios[now])
     assert [now for now, _ in parent.own[0]] == [4, 6, 7]
     assert spaces.folio_at(second, 0) is folios[4]
 

@@ -4,7 +4,7 @@
 //     cc -O1 -static -o family family.c
 //     ../../shared/guest/record 7.2 'PATH/family SEED COMMANDS [KINDS]' -i family -o DIR --recorder trace-cmd --events allk
 //
-// where PATH is the folder in which the guest shows what -i gives it.
+// where PATH is the folder in which the guest shows what -i gives it; with --thp mix for large folios.
 //
 // KINDS is a mask of the kinds below, by default all. The first process tells the others through pipes what to do and
 // waits, but for exits and for pages that it moves itself; so the trace has no race but between CPUs' clocks.

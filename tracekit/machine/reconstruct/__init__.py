@@ -117,7 +117,7 @@ def pruned(
         gone = prune.gone(cycle, marks)
         cycle = prune.without(cycle, gone)
     cycle = heap.with_ends_before(with_flags(cycle))
-    moved = kin.moved if kin is not None else prune.migrated(marks)
+    moved = kin.moved if kin is not None else prune.migrated(marks, cycle)
     near = prune.areas(cycle, moved.pages)
     writes = prune_faults.faults(faults, cycle, marks, prune_faults.Where(moved, near, kin, gone))
     every = pl.concat([prune.mappings(cycle, near), writes], how="diagonal").sort("time_ns", "seq")
@@ -136,7 +136,8 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, 
     Space.count = Vma.count = 0
     how = how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True)
     Vma.turns_chains = _turns_chains(how.version)
-    life = Life(prune.migrated(marks).pages, how, indexed=not narrow)
+    moved = prune.migrated(marks, cycle)
+    life = Life(moved.pages, moved.pages[moved.large], how, indexed=not narrow)
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)
     before = pl.col("time_ns") <= 0  # perf says first what was there when it began

@@ -71,7 +71,7 @@ _CLONES = ("syscalls:sys_exit_clone", "syscalls:sys_exit_clone3", "syscalls:sys_
 CLONE_VM, CLONE_VFORK = 0x100, 0x4000
 SIDE_BAND, LIKELY = 1, 2  # b of an EXEC: perf's own record; a new name of the task, no event
 MAP_ANONYMOUS = 0x20
-WRITE = 2  # page_fault_user's error_code
+PRESENT, WRITE = 1, 2  # page_fault_user's error_code
 DIRTY = 1 << 8  # beside the type of a migration entry: it carries the dirty bit
 PMD = 1  # in f of a SET or RESTORE
 # Reasons of migrate_pages() that say in whose address space the folios are: the caller's, or that of a system call

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tracekit.machine.reconstruct import spaces
-from tracekit.machine.reconstruct.events import WRITE
+from tracekit.machine.reconstruct.events import PRESENT, WRITE
 from tracekit.machine.reconstruct.spaces import AROUND
 from tracekit.machine.reconstruct.state import Folio, Space
 from tracekit.machine.reconstruct.vma import AnonVma, Vma
@@ -39,7 +39,7 @@ def take(life: "Life", tid: int, addresses: Sequence[int], errors: Sequence[int]
             vma = found
             start, end = (0, 0) if vma is space.rest else (vma.start, vma.end)
         if page in pages:
-            _written(life, space, vma, page, when)
+            _found(_written(life, space, vma, page, when), error)
         elif vma.anon is None and not vma.shared:
             spaces.prepare(space, vma)
         if not end and page < space.data:
@@ -59,24 +59,32 @@ def _read(life: "Life", space: Space, page: int) -> None:
                 spaces.map_file(space, vma, one, itself=one == page)
 
 
-def _written(life: "Life", space: Space, vma: Vma, page: int, when: int) -> None:
+def _written(life: "Life", space: Space, vma: Vma, page: int, when: int) -> Folio | None:
     """A write to private memory leaves a folio in the writer's own tree: copied, or taken over (do_wp_page)."""
     if vma.shared:
         spaces.map_file(space, vma, page, itself=True)
-        return
+        return None
     if space.private_pages:
         space.file_pages.pop(page, None)
         space.private_pages.discard(page)
     own = space.own.get(page)
     last = own[-1][1] if own is not None and not space.zaps else None
     if last is not None and last.origin is space and last.since > space.forked:
-        return  # its own already, and not shared since: a NUMA hint, or a protection lifted
+        return None  # its own already, and not shared since: a NUMA hint, or a protection lifted
     folio = Folio(vma.anon or _anon(space, vma), space, when)
+    if page in life.large:  # what is being moved is found missing, too
+        folio.fresh = not isinstance(spaces.folio_at(space, page), Folio)
     if own is None:
         space.own[page] = [(when, folio)]
         life.whose.wrote(space, page)
     else:
-        spaces.write(space, own, when, folio)
+        spaces.write(space, page, own, when, folio)
+    return folio
+
+
+def _found(written: Folio | None, error: int) -> None:
+    if written is not None and error & PRESENT:
+        written.fresh = False
 
 
 def kernel_wrote(life: "Life", space: Space, page: int, when: int) -> None:

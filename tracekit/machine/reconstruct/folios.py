@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
+from tracekit.machine.reconstruct.large import large_at
 from tracekit.machine.reconstruct.match import Holds
-from tracekit.machine.reconstruct.spaces import AROUND, folio_at, folio_before
-from tracekit.machine.reconstruct.state import Folio, Space
+from tracekit.machine.reconstruct.spaces import AROUND, folio_at
+from tracekit.machine.reconstruct.state import EVERYWHERE, Folio, Space
 from tracekit.machine.reconstruct.vma import AnonVma, File, Vma
 
 IMAGE = 1 << 14  # pages beyond a mapped ELF segment in which its other segments lie
@@ -24,12 +25,14 @@ class Entry(NamedTuple):
 
     Attributes:
         page: at which it stood.
+        base: of the folio's first page.
         order: of its folio.
         exclusive: that no one else mapped the page, or that it was writable; None: not understood.
         dirty: that it had been written; None: not carried here.
     """
 
     page: int
+    base: int
     order: int
     exclusive: bool | None
     dirty: bool | None
@@ -50,12 +53,14 @@ def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
     if vma is None:
         return None
     at = page - vma.start + vma.pgoff
-    folio = known(space, page, entry.order)
+    folio = known(space, page, entry.base, entry.order)
     if folio is not None and entry.exclusive is False and folio.origin is space and folio.since > space.forked:
         # written since the last fork, it would be exclusive: so the fault had not had its effect when this was set
-        folio = folio_before(space, page, folio.since) or folio
-    if folio is not None and entry.exclusive and folio.origin not in {None, space}:
-        folio = None  # the kernel wrote to it since, which shows as no fault: a thread id, a signal frame, read()
+        folio = known(space, page, entry.base, entry.order, before=folio.since - 1) or folio
+    if folio is not None and entry.exclusive and not entry.order and folio.origin not in {None, space}:
+        written = space.own.get(page)
+        if not written or written[-1][1] is not folio:  # of a large one that no one else had, it would be
+            folio = None  # the kernel wrote to it since, which shows as no fault: a thread id, a signal frame, read()
     if folio is not None and folio.mapping.tree.over(at, at):
         return Found(folio, _pgoff(vma, page, folio))
     unwritten = not entry.exclusive and not entry.dirty
@@ -68,14 +73,15 @@ def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
     return _unseen(space, vma, entry, faults=faults)
 
 
-def known(space: Space, page: int, order: int) -> Folio | None:
-    """The folio by its faults; a large one is known by whichever of its pages was written first."""
-    folio = folio_at(space, page)
+def known(space: Space, page: int, base: int, order: int, *, before: int = EVERYWHERE) -> Folio | None:
+    """The folio by its faults, as it was at event ``before``; see ``Entry`` for the others."""
+    if order and (found := large_at(space, page, base, order, before=before)) is not None:
+        return found
+    folio = folio_at(space, page, before=before)
     if isinstance(folio, Folio):
         return folio
-    first = page >> order << order
-    for other in range(first, first + (1 << order) if order else first):
-        folio = folio_at(space, other)
+    for other in range(base, base + (1 << order) if order else base):
+        folio = folio_at(space, other, before=before)
         if isinstance(folio, Folio):
             return folio
     return None
@@ -110,8 +116,10 @@ def _unseen(space: Space, vma: Vma, entry: Entry, *, faults: bool) -> Found:
     if vma is space.rest and not exclusive and not entry.dirty:
         sure = False  # it may be of a file: nothing says what the image consists of
     if exclusive:
-        folio = Folio(anon, origin, space.forked + 1, sure=sure)
-        space.own.setdefault(page, []).append((folio.since, folio))
+        here = space.own.setdefault(page, [])
+        born = [child.born for child in space.heirs if child.born < EVERYWHERE]
+        folio = Folio(anon, origin, max([space.forked, *born[-1:], *(event for event, _ in here[-1:])]) + 1, sure=sure)
+        here.append((folio.since, folio))
     else:
         folio = Folio(anon, origin, origin.born, sure=sure)
         origin.own.setdefault(page, []).insert(0, (origin.born, folio))
@@ -197,10 +205,11 @@ def image_of(space: Space, start: int, end: int, pgoff: int, file: File) -> Vma:
     return vma
 
 
-def fill(space: Space, first: int, pages: int, folio: Folio) -> None:
+def fill(space: Space, first: int, order: int, folio: Folio) -> None:
     """Note that a large folio stands at every page of its range where nothing else is known to."""
     if folio.origin is None:
         return
-    for page in range(first, first + pages):
+    folio.order = order
+    for page in range(first, first + (1 << order)):
         if folio_at(space, page) is False:
             folio.origin.own.setdefault(page, []).insert(0, (folio.since, folio))

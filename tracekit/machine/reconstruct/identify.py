@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tracekit.machine.reconstruct.events import DIRTY
 from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, known, maps
+from tracekit.machine.reconstruct.large import cut, large_at
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.moved import Moved
 from tracekit.machine.reconstruct.state import Folio, Space
@@ -32,7 +33,7 @@ def _told(space: Space, run: Run, walk: Walk) -> bool:
 
     Where mremap() moved a part, a folio stands at several addresses, and some may be those of other folios there.
     """
-    vma, folio = space.at(run.page), known(space, run.page, walk.order)
+    vma, folio = space.at(run.page), known(space, run.page, run.base, walk.order)
     mapping = folio.mapping if folio is not None else vma.file if vma is not None else None
     if vma is None or mapping is None:
         return False
@@ -56,17 +57,28 @@ class Identify:
         self.moved = Moved()
         self.asked = False
 
-    def of(self, tid: int, walk: Walk) -> Identity:
-        """The folio of ``walk``, a try walk of ``tid``."""
-        identity = self._of(tid, walk)
+    def of(self, tid: int, walk: Walk, before: Walk | None = None) -> Identity:
+        """The folio of ``walk``, a try walk of ``tid``, which takes what ``before`` took, or a part of that."""
+        again = None if before is None or before.found is None else self._again(tid, walk, before.found, before)
+        identity = again or self._of(tid, walk)
         found = identity.found
         if found is not None and not found.why and not self.life.complete:
             return identity._replace(found=Found(found.folio, found.pgoff, "mmap and munmap not recorded"))
         return identity
 
+    def _again(self, tid: int, walk: Walk, found: Found, before: Walk) -> Identity:
+        """What ``before`` was of, ``found``, or a part of that, which its memory may not map."""
+        target = self.target(tid, walk.reason) if walk.order == before.order else None
+        still = target is not None and self._still(tid, target)
+        return Identity(Found(found.folio, found.pgoff + walk.head - before.head, found.why), target, still)
+
     def _of(self, tid: int, walk: Walk) -> Identity:
         runs = walk.runs()
         target = self.target(tid, walk.reason)
+        if target is not None and walk.order and self.life.faults:
+            found = self._explaining(target, walk)
+            if found is not None:
+                return Identity(found, target, self._still(tid, target))
         if target is not None:
             several = len({run.base for run in runs}) > 1
             for run in sorted(runs, key=lambda run: not _told(target, run, walk)) if several else runs:
@@ -81,6 +93,21 @@ class Identify:
             return Identity(before)
         self.asked = True
         return self._of_anyone(walk, runs)
+
+    def _explaining(self, target: Space, walk: Walk) -> Found | None:
+        """The large folio of ``target`` of which each page that is known to be mapped had an entry, and no other."""
+        tried = set()
+        for _, page, pfn, _ in walk.entries:
+            vma, base = target.at(page), page - (pfn - walk.head)
+            folio = None if vma is None or vma.shared else large_at(target, page, base, walk.order)
+            if vma is None or folio is None or (folio, base) in tried:
+                continue
+            tried.add((folio, base))
+            found = Found(folio, vma.pgoff + base - vma.start)
+            there = folio.mapping.tree.over(found.pgoff, found.pgoff + (1 << walk.order) - 1)
+            if cut(walk, folio, found.pgoff, there) is not None:
+                return found
+        return None
 
     def target(self, tid: int, reason: int) -> Space | None:
         """Whose memory ``tid`` moves, if the reason of migrate_pages() says so."""
@@ -111,14 +138,15 @@ class Identify:
 
     def _at(self, space: Space, run: Run, walk: Walk) -> Found | None:
         # that of ``space`` may be any at this address: a shared mapping of a file has another than a private one
-        kinds = [walk.types[one.first] for one in walk.runs() if one.page == run.page]
+        kinds = [kind for (_, page, *_), kind in zip(walk.entries, walk.types, strict=True) if page == run.page]
         exclusive = None if self.read_type is None else min(kind & DIRTY - 1 for kind in kinds) > self.read_type
         dirty = min(kinds) >= DIRTY if self.dirty_bits else None
-        entry = Entry(run.page, walk.order, exclusive, dirty)
+        entry = Entry(run.page, run.base, walk.order, exclusive, dirty)
         found = find(space, entry, faults=self.life.faults)
         if found is None or not walk.order:
             return found
-        fill(space, run.base, 1 << walk.order, found.folio)
+        if not found.folio.order:
+            fill(space, run.base, walk.order, found.folio)
         return Found(found.folio, found.pgoff - (run.page - run.base), found.why)
 
     @staticmethod

@@ -27,7 +27,7 @@ class Kin:
     def __init__(self, cycle: pl.DataFrame, marks: pl.DataFrame) -> None:
         tids, self._of_tid = _kin(cycle)
         self._tids = np.array(tids, dtype=np.int64)
-        self.moved = migrated(marks)
+        self.moved = migrated(marks, cycle)
         sets = marks.filter(pl.col("code") == Code.SET).group_by("tid", "b", "d").agg(pl.col("time_ns").max())
         pages, of = every_page(sets)
         key = self._key(self._kin(sets["tid"].to_numpy())[of], np.searchsorted(self.moved.pages, pages))

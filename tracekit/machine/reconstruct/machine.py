@@ -42,12 +42,15 @@ class Life:
         heap: whether it has brk().
         unmaps_first: whether mremap() unmaps what is in the way before it looks at what is to be moved.
         pages, around: those that migrate, and their neighbourhoods: no other need be followed.
+        large: those of large folios.
     """
 
-    def __init__(self, pages: npt.NDArray[np.int64], shown: Shown, *, indexed: bool = True) -> None:
+    def __init__(
+        self, pages: npt.NDArray[np.int64], large: npt.NDArray[np.int64], shown: Shown, *, indexed: bool = True
+    ) -> None:
         self.now = 0
         self.stirred = self.alone = 0
-        self.pages = set(pages.tolist())
+        self.pages, self.large = set(pages.tolist()), frozenset(large.tolist())
         self.around = {page + near for page in set((pages // AROUND).tolist()) for near in (-1, 0, 1)}
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
@@ -96,7 +99,7 @@ class Life:
         if found is not None:
             found.faulting.pop(tid, None)
         else:
-            found = self.space_of[tid] = spaces.new_image(known=False)
+            found = self.space_of[tid] = spaces.new_image(known=False, large=self.large)
             found.epoch = -1 if self.epoch else 0  # it is older than the last loss
         return found
 
@@ -241,7 +244,7 @@ class Life:
                 return  # a thread, given a name
             spaces.doubt(old)
         self.vforked.discard(tid)
-        new = self.space_of[tid] = spaces.new_image(known=not likely)
+        new = self.space_of[tid] = spaces.new_image(known=not likely, large=self.large)
         new.epoch = self.epoch
         if old is not None:
             self._leave(old)

@@ -27,19 +27,41 @@ class Migrated(NamedTuple):
     """Every page of the folios that migrate: where in a large one its entry stands is not known before its walk.
 
     Attributes:
-        pages: int64[n], in order.
+        pages: int64[n], in order; also those from which mremap() moved what migrates.
         until: int64[n], ns, when the last entry at or near it was set.
+        large: bool[n], whether a large folio may stand there.
     """
 
     pages: Numbers
     until: Numbers
+    large: npt.NDArray[np.bool_]
 
 
-def migrated(marks: pl.DataFrame) -> Migrated:
-    """Of all marks of a trace."""
+def migrated(marks: pl.DataFrame, cycle: pl.DataFrame) -> Migrated:
+    """Of all marks of a trace; of ``cycle``, in order of time, only what was moved counts."""
     sets = marks.filter(pl.col("code") == Code.SET).group_by("b", pl.col("d").fill_null(0)).agg(pl.col("time_ns").max())
     pages, of = every_page(sets)
-    return Migrated(*latest(pages, sets["time_ns"].to_numpy()[of]))
+    large, _ = latest(*(each[sets["d"].to_numpy()[of] > 0] for each in (pages, of)))
+    pages, until = latest(pages, sets["time_ns"].to_numpy()[of])
+    found = Migrated(pages, until, np.isin(pages, large))
+    moves = cycle.filter((pl.col("code") == Code.MREMAP) & pl.col("ret").is_between(1, (1 << 62) - 1))
+    for start, length, to in moves.select("a", "b", "ret").reverse().iter_rows():
+        found = _from(found, start >> 12, (length + 4095) >> 12, to >> 12)
+    return found
+
+
+def _from(moved: Migrated, start: int, pages: int, to: int) -> Migrated:
+    """``moved`` and the pages from ``start`` on, which a call moved to ``to``, as far as these are among them."""
+    some = slice(*np.searchsorted(moved.pages, [to, to + pages]).tolist())
+    source = moved.pages[some] - to + start
+    at = np.searchsorted(moved.pages, source).clip(max=len(moved.pages) - 1)
+    until, large = moved.until[some], moved.large[some]
+    if ((moved.pages[at] == source) & (moved.until[at] >= until) & (moved.large[at] >= large)).all():
+        return moved
+    every = [np.concatenate(pair) for pair in zip(moved, (source, until, large), strict=True)]
+    frame = pl.DataFrame(dict(zip(Migrated._fields, every, strict=True)))
+    frame = frame.group_by("pages").agg(pl.col("until", "large").max()).sort("pages")
+    return Migrated(*(frame[name].to_numpy() for name in Migrated._fields))
 
 
 def latest(keys: Numbers, times: Numbers) -> tuple[Numbers, Numbers]:

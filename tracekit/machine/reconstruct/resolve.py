@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from tracekit.machine.reconstruct.folios import states
 from tracekit.machine.reconstruct.identify import Identity
+from tracekit.machine.reconstruct.large import cut
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.match import Hits, Holds, lay
 from tracekit.machine.reconstruct.state import EVERYWHERE, Space
@@ -27,9 +28,9 @@ class Resolved(NamedTuple):
 
 def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
     """The visits of a try_to_migrate() walk: it ends where the folio is not mapped any more (folio_not_mapped)."""
-    found, runs = walk.found, walk.runs()
+    found = walk.found
     if found is None:
-        return Resolved([], [-1] * len(runs), "folio not known")
+        return Resolved([], [-1] * len(walk.runs()), "folio not known")
     tree = [vma for vma in walk.tree() if vma.space.begun < walk.when]  # the walk held the lock since
     firm = [vma for vma in tree if not _forking(vma, walk)]
     members, hits = firm, _lay_try(walk, identity, firm, life)
@@ -37,7 +38,7 @@ def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
         other = _lay_try(walk, identity, tree, life)
         members, hits = (tree, other) if other.sure else (firm, hits)
     visited = members[: max(hits.member, default=-1) + 1]
-    walk.hit = {members[i]: run for run, i in zip(runs, hits.member, strict=True) if i >= 0}
+    walk.hit = {members[i]: run for run, i in zip(walk.runs(), hits.member, strict=True) if i >= 0}
     _prove(walk.hit, sure=hits.sure)
     if found.why:
         why = found.why
@@ -56,6 +57,10 @@ def resolve_try(walk: Walk, identity: Identity, life: Life) -> Resolved:
 def _lay_try(walk: Walk, identity: Identity, members: list[Vma], life: Life) -> Hits:
     found, likely = identity.found, -1
     assert found is not None
+    if walk.order and life.faults and found.folio.origin is not None:
+        member = cut(walk, found.folio, found.pgoff, members)
+        if member is not None:
+            return Hits(member, sure=True)
     runs = walk.runs()
     if len(members) == len(runs) == 1:
         return lay(walk.bases(members), [Holds.YES], [runs[0].base])
@@ -74,14 +79,13 @@ def _lay_try(walk: Walk, identity: Identity, members: list[Vma], life: Life) -> 
 
 def resolve_remove(walk: Walk, life: Life) -> Resolved:
     """The visits of a remove_migration_ptes() walk: every VMA of the tree, whatever it holds."""
-    source, wanted = walk.source, [run.base for run in walk.runs()]
+    source = walk.source
     assert source is not None
     if source.found is None:
-        return Resolved([], [-1] * len(wanted), "folio not known")
+        return Resolved([], [-1] * len(walk.runs()), "folio not known")
     firm = [vma for vma in walk.members if not _forking(vma, walk)]
-    spaces = {vma.space for vma in source.hit}
     for members in (firm, walk.members) if len(firm) < len(walk.members) else (firm,):
-        hits = lay(walk.bases(members), [_left(vma, walk, source, spaces) for vma in members], wanted)
+        hits = _lay_remove(walk, source, members)
         if hits.sure:
             break
     _prove({members[i] for i in hits.member if i >= 0}, sure=hits.sure)
@@ -92,6 +96,25 @@ def resolve_remove(walk: Walk, life: Life) -> Resolved:
         why = "its try walk is not certain"
     why = why or _in_image(walk.members, life)
     return Resolved(members, hits.member, why)
+
+
+def _lay_remove(walk: Walk, source: Walk, members: list[Vma]) -> Hits:
+    spaces = {vma.space for vma in source.hit}
+    state = [_left(vma, walk, source, spaces) for vma in members]
+    if walk.order and Holds.MAYBE not in state:
+        member = walk.cut(
+            [_pages(source, vma, walk) if holds else [] for vma, holds in zip(members, state, strict=True)]
+        )
+        if member is not None:
+            return Hits(member, sure=True)
+    return lay(walk.bases(members), state, [run.base for run in walk.runs()])
+
+
+def _pages(source: Walk, vma: Vma, walk: Walk) -> list[int]:
+    """Where ``source`` set entries in ``vma`` that ``walk``, of its folio or a part of it, is to replace."""
+    run = source.hit[vma]
+    part = range(walk.head, walk.head + (1 << walk.order)) if walk.order < source.order else None
+    return [page for _, page, pfn, _ in source.entries[run.first : run.end] if part is None or pfn in part]
 
 
 def _left(vma: Vma, walk: Walk, source: Walk, spaces: set[Space]) -> Holds:

@@ -3,7 +3,7 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 
-from tracekit.machine.reconstruct.state import EVERYWHERE, NOT_COPIED, Folio, Space
+from tracekit.machine.reconstruct.state import EVERYWHERE, NOT_COPIED, Folio, Move, Space
 from tracekit.machine.reconstruct.vma import File, Vma
 
 PROT_WRITE, PROTECTION = 0x2, 0xF
@@ -23,9 +23,9 @@ _BITS |= {16: (64, 64), 17: (64, 0), 18: (128, 128), 19: (128, 0)}
 _FEW = 64  # pages that a zap notes one by one
 
 
-def new_image(*, known: bool) -> Space:
+def new_image(*, known: bool, large: frozenset[int] = frozenset()) -> Space:
     """What exec leaves: a stand-in for the image still to be mapped; not ``known`` where no exec was seen."""
-    space = Space()
+    space = Space(large=large)
     space.rest = Vma(space, 0, EVERYWHERE, 0)
     space.rest.known = known
     space.rest.prepare()
@@ -253,6 +253,8 @@ def _move(space: Space, old: range, to: int, grown: int, now: int) -> None:
     moved.clone_chain(vma)
     if moved.file is not None:
         moved.file.tree.add(moved)
+    if _any_of(space.large, old):
+        space.moves.append(Move(now, old.start, to, len(old)))
     for page in _noted(space, old.start, old.stop):
         folio = folio_at(space, page)
         if isinstance(folio, Folio):
@@ -264,6 +266,12 @@ def _move(space: Space, old: range, to: int, grown: int, now: int) -> None:
     moved.end += grown
     space.add(moved)
     merge(space, moved)
+
+
+def _any_of(pages: frozenset[int], some: range) -> bool:
+    if len(pages) < len(some):
+        return any(page in some for page in pages)
+    return not pages.isdisjoint(some)
 
 
 def _noted(space: Space, start: int, end: int) -> list[int]:
@@ -286,8 +294,8 @@ def zap(space: Space, start: int, end: int, now: int) -> None:
         return
     for page in range(start, end):
         own = space.own.setdefault(page, [])
-        if not own or own[-1][1] is not None:
-            write(space, own, now, None)
+        if not own or own[-1][1] is not None or page in space.large:  # that a large folio was there shows later
+            write(space, page, own, now, None)
 
 
 def around(vma: Vma, page: int) -> range:
@@ -314,9 +322,11 @@ def _unmap_file(space: Space, start: int, end: int) -> None:
             space.private_pages.discard(page)
 
 
-def write(space: Space, own: list[tuple[int, Folio | None]], now: int, folio: Folio | None) -> None:
-    """Note in ``own`` what ``space`` has at a page from ``now`` on, and forget what no one can ask for any more."""
+def write(space: Space, page: int, own: list[tuple[int, Folio | None]], now: int, folio: Folio | None) -> None:
+    """Note in ``own`` what ``space`` has at ``page`` from ``now`` on; forget what no one can ask for any more."""
     own.append((now, folio))
+    if page in space.large:
+        return
     asked = _asked_for(space)
     if asked is None:
         del own[:-2]
@@ -334,12 +344,6 @@ def _asked_for(space: Space) -> tuple[int, int] | None:
     return next(iter(space.heirs)).begun, next(reversed(space.heirs)).born
 
 
-def folio_before(space: Space, page: int, event: int) -> Folio | None:
-    """The folio that ``space`` mapped at ``page`` before ``event``, if it is known."""
-    folio = folio_at(space, page, before=event - 1)
-    return folio if isinstance(folio, Folio) else None
-
-
 def folio_at(space: Space | None, page: int, *, before: int = EVERYWHERE) -> Folio | bool | None:
     """What ``space`` maps at ``page``: a folio, None for nothing, False where the trace does not say.
 
@@ -351,8 +355,12 @@ def folio_at(space: Space | None, page: int, *, before: int = EVERYWHERE) -> Fol
             if event <= before:
                 when, folio = event, one
                 break
-        if space.zaps.last(page, before) > when:
-            return None
+        gone = space.zaps.last(page, before)
+        if gone > when:
+            when, folio = gone, None
+        if folio is None and space.moves and (move := space.moved(page, before)) is not None and move.event >= when:
+            page, before = page - move.to + move.start, move.event - 1
+            continue
         if when >= 0:
             return folio
         before = min(before, space.born)

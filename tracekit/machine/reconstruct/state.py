@@ -24,14 +24,17 @@ class Folio:
         mapping: the anon_vma or the file in whose tree its rmap walk goes.
         origin, since: the space that wrote it first, and at which event; None for a file's.
         sure: False where its origin was not seen and alternatives remain.
+        fresh: whether nothing was mapped there before, so that it may be large; kept where large ones may be.
+        order: of one that was found to be large; 0: it is not, or not known to be.
     """
 
-    __slots__ = ("mapping", "origin", "since", "sure")
+    __slots__ = ("fresh", "mapping", "order", "origin", "since", "sure")
 
     def __init__(
         self, mapping: AnonVma | File, origin: "Space | None" = None, since: int = 0, *, sure: bool = True
     ) -> None:
         self.mapping, self.origin, self.since, self.sure = mapping, origin, since, sure
+        self.fresh, self.order = True, 0
 
 
 class Copies(NamedTuple):
@@ -48,6 +51,15 @@ class Copies(NamedTuple):
     when: int
 
 
+class Move(NamedTuple):
+    """Pages from ``start`` on that mremap() moved to ``to`` at ``event``, in pages."""
+
+    event: int
+    start: int
+    to: int
+    pages: int
+
+
 class Space:
     """struct mm_struct.
 
@@ -62,6 +74,8 @@ class Space:
         rest: stands for all others; None where the image is not known to be written before forks.
         own: page → [(event, folio or None)], what faults and zaps of this space put there, oldest first.
         zaps: of many pages at once.
+        large: pages at which a large folio may stand, of which all is kept (``large.py``).
+        moves: what mremap() moved to or from such pages, oldest first.
         parent, begun, born: what it was forked from, between which events; ``EVERYWHERE`` while that goes on.
         linked: end of the part of it that is certainly in the trees, while the fork goes on.
         faulting: thread → page of its latest fault, which may not be over.
@@ -95,11 +109,11 @@ class Space:
             "starts",
         ),
         *("users", "vmas", "heirs", "file_pages", "private_pages", "zaps"),
-        *("copies", "forks", "keeps", "shared"),
+        *("copies", "forks", "keeps", "large", "moves", "shared"),
     )
     count = 0
 
-    def __init__(self, parent: "Space | None" = None, born: int = 0) -> None:
+    def __init__(self, parent: "Space | None" = None, born: int = 0, large: frozenset[int] = frozenset()) -> None:
         Space.count += 1
         self.number = Space.count
         self.parent, self.begun, self.born = parent, born, born
@@ -112,6 +126,8 @@ class Space:
         self.forks = 0
         self.own: dict[int, list[tuple[int, Folio | None]]] = {}
         self.zaps = Zaps()
+        self.large: frozenset[int] = parent.large if parent else large
+        self.moves: list[Move] = []
         self.file_pages: dict[int, bool] = {}
         self.private_pages: set[int] = set()
         self.maps: list[Vma] = []
@@ -132,6 +148,19 @@ class Space:
             vma = self.vmas[i]
             return vma if vma.space is self else self._ith(i)
         return self.rest if self.rest is not None and self.rest.covers(page, page) else None
+
+    def gone(self, page: int, before: int) -> int:
+        """The last event, at or before ``before``, from which on nothing stood at ``page``; -1: none."""
+        history = self.own.get(page, ())
+        last = next((event for event, folio in reversed(history) if folio is None and event <= before), -1)
+        return max(last, self.zaps.last(page, before))
+
+    def moved(self, page: int, before: int) -> Move | None:
+        """The last move to ``page``, at or before event ``before``."""
+        for move in reversed(self.moves):
+            if move.event <= before and move.to <= page < move.to + move.pages:
+                return move
+        return None
 
     def add(self, vma: Vma) -> None:
         """Enter a VMA whose place is free."""

@@ -40,13 +40,14 @@ class Walk:
         members: of a remove walk, the VMAs of the tree when it began.
         hit: of a try walk, the VMAs whose entries it set, each with the run of them.
         done: of a try walk, whether its entries were restored.
+        back: of a try walk, whether that was where they had been.
         split: of a try walk, whether they are being restored as those of small folios.
         next_part: of a split folio, the page that its next remove walk is of.
         sure: whether no alternative is left.
     """
 
     __slots__ = (
-        *("_runs", "done", "entries", "found", "head", "hit", "members", "next_part", "order"),
+        *("_runs", "back", "done", "entries", "found", "head", "hit", "members", "next_part", "order"),
         *("reason", "source", "split", "sure", "types", "until", "when"),
     )
 
@@ -61,7 +62,7 @@ class Walk:
         self.members: list[Vma] = []
         self.hit: dict[Vma, Run] = {}
         self.next_part = head
-        self.done = self.split = self.sure = False
+        self.back = self.done = self.split = self.sure = False
 
     def runs(self) -> list[Run]:
         """A visit goes through a VMA's part of the folio in order, so where the PFN falls back another VMA begins."""
@@ -82,6 +83,32 @@ class Walk:
             row, page, pfn, _ = self.entries[first]
             runs.append(Run(row, page, page - (pfn - self.head), first, end))
         return runs
+
+    def cut(self, held: list[list[int]]) -> list[int] | None:
+        """Cut the entries into runs at which VMAs hold the pages ``held``; None where the entries are others.
+
+        A part of a folio ends in one VMA and goes on in the next, or in another process, without the PFN falling back.
+
+        Returns:
+            Of each run, which of ``held`` it is.
+        """
+        runs, member, at = [], [], 0
+        for i, pages in enumerate(held):
+            if not pages:
+                continue
+            first, done = at, 0
+            while done < len(pages) and at < len(self.entries) and self.entries[at][1] == pages[done]:
+                done += self.entries[at][3]
+                at += 1
+            if done != len(pages):
+                return None
+            row, page, pfn, _ = self.entries[first]
+            runs.append(Run(row, page, page - (pfn - self.head), first, at))
+            member.append(i)
+        if at < len(self.entries):
+            return None
+        self._runs = runs
+        return member
 
     def set_any(self, run: Run, part: "Walk") -> bool:
         """Whether ``run``, of a try walk, took away any page that the remove walk ``part`` can have put back."""

@@ -71,6 +71,14 @@ class Open:
             queue.popleft()
         return None
 
+    def back(self, walk: Walk) -> Walk | None:
+        """The try walk of this migrate_pages() whose folio came back, whole or split, of which ``walk`` takes a part.
+
+        It was not let go of since, whatever stands at its address now.
+        """
+        before = self.at_pfn.get(walk.head)
+        return before if before is not None and before.back and before.order >= walk.order else None
+
     def took(self, pfns: list[int]) -> bool:
         """Whether a try walk that may still be open took any of them away."""
         return any(not taken.isdisjoint(pfns) for taken in (self.at_pfn.keys(), *(one.heads for one in self.batches)))
@@ -252,7 +260,7 @@ class Walker:
         if walk is None:
             return
         if walk.source is None:
-            identity = self.identify.of(tid, walk)
+            identity = self.identify.of(tid, walk, task.back(walk))
             walk.found = identity.found
             done = resolve_try(walk, identity, self.life)
             task.add(walk)
@@ -267,6 +275,7 @@ class Walker:
     def _moved(self, walk: Walk, source: Walk) -> None:
         here = walk.head >> source.order << source.order == source.head
         split = here and walk.order < source.order
+        source.back |= here
         source.done |= not split
         source.split |= split
         if source.found is not None and (split or not here):
