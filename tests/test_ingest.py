@@ -117,6 +117,17 @@ def test_error_in_a_thread_comes_out_and_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("cpus", "threads"), [({5}, 1), ({0, 7}, 2), (set(range(64)), 4)])
+def test_threads_by_default(tmp_path, monkeypatch, cpus, threads):
+    """Those that the process may use, and few: more take memory, and no less time."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: cpus, raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    asked, close = [], Tables.close
+    monkeypatch.setattr(Tables, "close", lambda tables, jobs: (asked.append(jobs), close(tables, jobs))[1])
+    ingest(DEMO, tmp_path / "trace")
+    assert asked == [threads]
+
+
 def test_missing_folder_of_the_target(tmp_path):
     with pytest.raises(OutputError):
         ingest(DEMO, tmp_path / "no" / "trace")

@@ -82,7 +82,7 @@ def ingest(
         Path | None, typer.Option("--output", "-o", help="Trace directory; default FILE.tracekit.")
     ] = None,
     force: ForceOption = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per core, at most 4.")] = None,
     event: Annotated[
         list[str] | None, typer.Option("--event", metavar="GLOB", help="Only events such as 'migrate:*'; repeatable.")
     ] = None,

@@ -1,11 +1,12 @@
 """What reconstruction costs: traces of several shapes, made here, replayed at fidelity ``reconstructed``; the curve.
 
-    python tests/bench/reconstruct.py [--events 1e6,3e6,1e7] [--shape mixed,tasks,vmas,family] [--keep DIR]
+    python tests/bench/reconstruct.py [--events 1e6,3e6,1e7] [--shape mixed,tasks,vmas,family,large] [--keep DIR]
 
 ``mixed``: processes that map, write and fork, and whose memory moves; of a hundred events some 65 are page faults, 20
 ``rss_stat``, 10 migration entries. ``tasks``: next to nothing but forks and exits. ``vmas``: 10 000 VMAs per address
-space, forked. ``family``: 4 096 processes in one tree, so that a page costs 8 192 visits. CPU is user + system time of
-one process on one thread of polars, ingest and timeline left out; memory is its peak.
+space, forked. ``family``: 4 096 processes in one tree, so that a page costs 8 192 visits. ``large``: folios of 64 KiB,
+some pages of which a child copied. CPU is user + system time of one process on one thread of polars, ingest and
+timeline left out; memory is its peak.
 """
 
 import argparse
@@ -91,30 +92,33 @@ class Story:
         self.one("sched:sched_process_exit", tid, field_pid=tid)
         self.one("mmap:exit_mmap", tid, mm=0, mt=0)
 
-    def write(self, tid: int, pages: np.ndarray) -> None:
+    def write(self, tid: int, pages: np.ndarray, error: int = WRITE) -> None:
         """A fault on each page, and an rss_stat behind every third."""
         address = pages.astype(np.uint64) * np.uint64(PAGE)
-        self.add("exceptions:page_fault_user", tid, every=3, address=address, ip=0, error_code=WRITE)
+        self.add("exceptions:page_fault_user", tid, every=3, address=address, ip=0, error_code=error)
         self.add(
             "kmem:rss_stat", tid, every=9, at=1, mm_id=tid, curr=1, member=1, size=np.arange(len(pages) // 3) * PAGE
         )
         self.past(3 * len(pages))
 
-    def migrate(self, tid: int, pages: np.ndarray, src: int, mapped: int = 1) -> None:
-        """The task's own pages go from frames ``src`` on to those 2**24 above; each is mapped ``mapped`` times."""
+    def migrate(self, tid: int, pages: np.ndarray, src: int) -> None:
+        """The task's own pages, one mapping each, go from frames ``src`` on to those 2**24 above."""
+        self.migrate_folios(tid, pages, np.arange(src, src + len(pages), dtype=np.uint64), len(pages))
+
+    def migrate_folios(self, tid: int, pages: np.ndarray, pfn: np.ndarray, folios: int, order: int = 0) -> None:
+        """The entries at ``pages``, of frames ``pfn``, one folio's behind the other's, are set and replaced."""
         self.one("syscalls:sys_enter_migrate_pages", tid, field_pid=0, maxnode=64)
         self.one("migrate:mm_migrate_pages_start", tid, **REASON)
-        addr = np.repeat(pages.astype(np.uint64), mapped) * np.uint64(PAGE)
-        pfn = np.repeat(np.arange(src, src + len(pages), dtype=np.uint64), mapped)
+        addr = pages.astype(np.uint64) * np.uint64(PAGE)
         young_dirty = np.uint64(0b11 << 34)
         entry = ~((pfn | young_dirty) << np.uint64(9)) & np.uint64((1 << 59) - 1 & ~0x1FF)
-        kind = np.uint64((30 if mapped == 1 else 28) << 59)
-        self.add("migrate:set_migration_pte", tid, addr=addr, pte=entry | kind, order=0)
+        kind = np.uint64((28 if order else 30) << 59)
+        self.add("migrate:set_migration_pte", tid, addr=addr, pte=entry | kind, order=order)
         self.past(len(addr))
         new = (pfn + np.uint64(1 << 24)) << np.uint64(12)
-        self.add("migrate:remove_migration_pte", tid, addr=addr, pte=new | np.uint64(0x867), order=0)
+        self.add("migrate:remove_migration_pte", tid, addr=addr, pte=new | np.uint64(0x867), order=order)
         self.past(len(addr))
-        self.one("migrate:mm_migrate_pages", tid, succeeded=len(pages), failed=0, **REASON)
+        self.one("migrate:mm_migrate_pages", tid, succeeded=folios, failed=0, **REASON)
         self.one("syscalls:sys_exit_migrate_pages", tid, ret=0)
 
     def save(self, directory: Path) -> int:
@@ -226,7 +230,33 @@ def family(events: int) -> Story:
     return story
 
 
-SHAPES = {"mixed": mixed, "tasks": tasks, "vmas": vmas, "family": family}
+def large(events: int) -> Story:
+    """A server whose folios have 16 pages each, mapped anew time after time; a child copies some pages of some."""
+    story, server, child, random = Story(), 100, 1_000, np.random.default_rng(1)
+    story.one("sched:sched_process_exec", server, field_pid=server, old_pid=server)
+    starts, within, frame = BASE // PAGE + 16 * np.arange(256), np.arange(16), 1 << 20
+    while story.events < events:
+        if child % 8 == 0:
+            story.call("munmap", server, 0, addr=BASE, len=4096 * PAGE)
+            story.mmap(server, BASE // PAGE, 4096)
+            story.write(server, starts + random.integers(0, 16, len(starts)))
+        child += 1
+        story.fork(server, child)
+        copied = random.choice(starts, 128, replace=False) + random.integers(0, 16, 128)
+        story.write(child, copied, WRITE | 1)
+        moved = random.choice(starts, 64, replace=False)
+        theirs = [start + within for start in moved.tolist()]
+        shared = [pages[~np.isin(pages, copied)] for pages in theirs]
+        first = frame + 16 * np.arange(len(moved))
+        pages = [each for pair in zip(theirs, shared, strict=True) for each in pair]
+        pfns = [pages[2 * i + j] - start + first[i] for i, start in enumerate(moved.tolist()) for j in (0, 1)]
+        story.migrate_folios(server, np.concatenate(pages), np.concatenate(pfns).astype(np.uint64), len(moved), 4)
+        frame = (frame + 16 * len(moved)) % (1 << 23) + (1 << 20)
+        story.exit(child)
+    return story
+
+
+SHAPES = {"mixed": mixed, "tasks": tasks, "vmas": vmas, "family": family, "large": large}
 
 
 def measure(directory: str) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 BATCH_BYTES = 12 << 20
-BUDGET_BYTES = 64 << 20
+BUDGET_BYTES = 48 << 20
 """Of all that is put by; beyond that the largest go out."""
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from tracekit.formats._perf_feed import Feed, UnpackedFeed
 from tracekit.formats._perf_index import Starts, Words
 
-WINDOW_BYTES = 24 << 20
+WINDOW_BYTES = 16 << 20
 PAD_BYTES = 1 << 17  # a record has at most 64 KiB: gathers may look that far beyond the last one
 SOURCE_SHIFT = 48  # of the number of the source in the place of a record
 _MAX_RUNS = 1 << 12

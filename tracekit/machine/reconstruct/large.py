@@ -66,6 +66,8 @@ def cut(walk: Walk, folio: Folio, pgoff: int, members: list[Vma]) -> list[int] |
     """
     if walk.entries[0][3] > 1:
         return None  # whole, by a PMD each: there is nothing to cut
+    if walk.explained == (folio, members):
+        return walk.member
     maps = [_held(folio, vma, pgoff, walk.order) for vma in members]
     seen = Counter(page for _, page, _, _ in walk.entries)
     surely = Counter(page for pages in maps for page, copy in pages.items() if copy is None)
@@ -75,6 +77,7 @@ def cut(walk: Walk, folio: Folio, pgoff: int, members: list[Vma]) -> list[int] |
     kept = {page for page in maybe if seen[page] > surely[page]}
     member = walk.cut([[page for page, copy in pages.items() if copy is None or page in kept] for pages in maps])
     if member is not None:
+        walk.explained, walk.member = (folio, members), member
         for pages in maps:
             for page in kept & pages.keys():
                 _reused(folio, page, pages[page])
