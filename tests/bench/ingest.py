@@ -1,9 +1,9 @@
 """Ingest of perf.data against perf script: CPU seconds, wall seconds, peak memory; runs interleaved, medians.
 
-    python tests/bench/ingest.py FOLDER [--megabytes 46 250 1000] [--runs 3]
+    python tests/bench/ingest.py FOLDER [--megabytes 46 250 1000] [--mix memory calls] [--runs 3]
 
 Records on this machine (root, perf) into FOLDER what is not there yet; the files belong into no repository. For each
-size, in each round, one after the other:
+size of each mix of events (``record.MIXES``), in each round, one after the other:
 
     perf script      the peer: all events as text, thrown away
     ingest           all events, all their fields, as zstd Parquet
@@ -17,6 +17,7 @@ were deleted. A busy machine makes all figures worse, wall time most: the load i
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -32,7 +33,7 @@ from typing import NamedTuple
 import zstandard
 
 sys.path.insert(0, str(Path(__file__).parent))
-from record import record
+from record import MIXES, record
 
 ROOT = Path(__file__).parents[2]
 TRACEKIT = [
@@ -129,7 +130,7 @@ def compare(plain: Path, runs: int, scratch: Path) -> bool:
     count, on_disk = rows(scratch / f"{plain.stem}-0-ingest")
     count_z, _ = rows(scratch / f"{plain.stem}-0-ingest -z")
     expected = samples(plain)
-    print(f"{size / 1e6:.0f} MB, {expected} samples; -z {packed.stat().st_size / 1e6:.0f} MB", end="; ")
+    print(f"{plain.name}: {size / 1e6:.0f} MB, {expected} samples; -z {packed.stat().st_size / 1e6:.0f} MB", end="; ")
     print(f"Parquet {on_disk / 1e6:.1f} MB, 1/{size / on_disk:.0f}; load {os.getloadavg()[0]:.1f}")
     print(f"{'':12} {'CPU s':>7} {'times':>6} {'wall s':>7} {'times':>6} {'MB/CPU s':>9} {'peak MB':>8}")
     for case, cost in medians.items():
@@ -144,14 +145,15 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folder", type=Path)
     options.add_argument("--megabytes", type=int, nargs="+", default=[46, 250, 1000])
+    options.add_argument("--mix", nargs="+", default=list(MIXES), choices=MIXES)
     options.add_argument("--runs", type=int, default=3)
     asked = options.parse_args()
     good = True
     with tempfile.TemporaryDirectory(dir=asked.folder) as scratch:
-        for megabytes in asked.megabytes:
-            plain = asked.folder / f"{megabytes}.perf.data"
+        for mix, megabytes in itertools.product(asked.mix, asked.megabytes):
+            plain = asked.folder / f"{mix}-{megabytes}.perf.data"
             if not plain.exists():
-                record(plain, megabytes)
+                record(plain, megabytes, mix)
             good &= compare(plain, asked.runs, Path(scratch))
     if not good:
         raise SystemExit("the rows are not those that perf counts")

@@ -1,8 +1,8 @@
 """Records a perf.data file of at least so many megabytes on this machine: page migration, forks, mappings.
 
-    python tests/bench/record.py OUT MEGABYTES
+    python tests/bench/record.py OUT MEGABYTES [MIX]
 
-Needs root and perf. The file belongs into no repository.
+MIX is one of ``MIXES``. Needs root and perf. The file belongs into no repository.
 """
 
 import mmap
@@ -13,7 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-EVENTS = "migrate:*,compaction:*,tlb:*,kmem:*,sched:*,syscalls:*"
+MEMORY = "migrate:*,compaction:*,tlb:*,kmem:*,vmscan:*,huge_memory:*"
+MIXES = {"memory": MEMORY, "calls": "migrate:*,compaction:*,tlb:*,kmem:*,sched:*,syscalls:*"}
+"""What mm developers record; and with every system call, of which some 700 never happen and perf's own are half."""
 COMPACT = Path("/proc/sys/vm/compact_memory")
 
 
@@ -39,10 +41,10 @@ def churn() -> None:
             time.sleep(0.01)
 
 
-def record(out: Path, megabytes: int) -> None:
+def record(out: Path, megabytes: int, mix: str) -> None:
     """Record until ``out`` is large enough."""
     workers = [subprocess.Popen([sys.executable, __file__, "--churn"]) for _ in range(2)]
-    command = ["perf", "record", "-q", "-a", "-m", "2048", "-e", EVENTS, "-o", str(out)]
+    command = ["perf", "record", "-q", "-a", "-m", "2048", "-e", MIXES[mix], "-o", str(out)]
     perf = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         while not out.exists() or out.stat().st_size < megabytes << 20:
@@ -61,4 +63,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "--churn":
         churn()
     else:
-        record(Path(sys.argv[1]), int(sys.argv[2]))
+        record(Path(sys.argv[1]), int(sys.argv[2]), *(sys.argv[3:] or ["memory"]))
