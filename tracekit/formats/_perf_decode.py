@@ -237,10 +237,9 @@ def _words_of(row_bytes: int) -> int:
 def _raw_in(matrix: np.ndarray, fixed_words: int) -> tuple[Places, np.ndarray]:
     """Bytes of the raw data after the fixed words of copied records; whether all of it is there."""
     rows = Rows(matrix, 0)
-    size, room = rows.column(8 * fixed_words, _U32), rows.column(6, _U16).astype(np.uint32)  # of the record
-    # the first comparison keeps the sum of the second within 32 bits
-    whole = (size <= room) & (size + np.uint32(8 * fixed_words + 4) <= room)
-    return np.where(whole, size, 0).astype(np.int64), whole
+    size, room = rows.column(8 * fixed_words, _U32).astype(np.int64), rows.column(6, _U16)  # of the record
+    whole = size <= room - np.int64(8 * fixed_words + 4)
+    return size if whole.all() else np.where(whole, size, 0), whole
 
 
 def _part(

@@ -51,8 +51,11 @@ NONE_FOUND = Found(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.
 
 
 def joined(pieces: Sequence[Found]) -> Found:
-    """All in one."""
-    starts, ends, kind = zip(NONE_FOUND, *pieces, strict=True)
+    """All in one; the only one that holds any is not copied."""
+    some = [piece for piece in pieces if len(piece.starts)]
+    if len(some) == 1:
+        return some[0]
+    starts, ends, kind = zip(NONE_FOUND, *some, strict=True)
     return Found(np.concatenate(starts), np.concatenate(ends), np.concatenate(kind))
 
 
