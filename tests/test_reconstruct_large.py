@@ -5,12 +5,14 @@ recording of tests/guest/family.c with 16 and 64 KiB folios; ``7.2-family-large`
 """
 
 import pytest
-from streams import BASE, EXCLUSIVE, READ, P, Stream
+from streams import ANON, BASE, EXCLUSIVE, READ, P, Stream
 
 from tracekit.machine.reconstruct.events import Code
+from tracekit.machine.reconstruct.rows import MM
 
 ORDER, PAGES = 2, range(4)
 MADV_DONTNEED, MREMAP_FIXED = 4, 3
+FIXED, NORESERVE = 0x10, 0x4000  # of mmap(); the latter keeps VMAs apart
 FAR = 32  # pages
 
 
@@ -129,6 +131,22 @@ def test_what_put_it_there_is_not_forgotten(stream):
     zap(stream, child, 1, 3)
     move(stream, P, [1, 2, 3])
     assert stream.walks() == [("try", [0], True), ("remove", [0, 1], True)]
+
+
+def test_it_lies_in_one_vma():
+    """P's write is to a VMA that begins behind the first page of what the child has there later."""
+    stream = Stream()
+    stream.mmap(at=BASE + 4096, pages=15)
+    stream.mmap(at=BASE, pages=1, flags=ANON | NORESERVE)
+    stream.write(P, 1)
+    child = stream.fork()
+    stream.mmap(at=BASE, pages=1, flags=ANON | FIXED)
+    stream.mmap(child, flags=ANON | FIXED)
+    stream.write(child, 2)
+    zap(stream, child, 1, 3)
+    move(stream, child, [0], kind=EXCLUSIVE)
+    assert stream.walks() == [("try", [0], True), ("remove", [0], True)]
+    assert stream.taken.made.columns["mm"][1] == MM + (stream.taken.life.space_of[child].number << 12)
 
 
 def test_a_page_that_no_one_else_has_stays_in_its_tree(stream):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from tracekit.machine.reconstruct import spaces
 from tracekit.machine.reconstruct.events import PRESENT, WRITE
 from tracekit.machine.reconstruct.spaces import AROUND
-from tracekit.machine.reconstruct.state import Folio, Space
+from tracekit.machine.reconstruct.state import NOWHERE, Folio, Space
 from tracekit.machine.reconstruct.vma import AnonVma, Vma
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _written(life: "Life", space: Space, vma: Vma, page: int, when: int) -> Foli
         return None  # its own already, and not shared since: a NUMA hint, or a protection lifted
     folio = Folio(vma.anon or _anon(space, vma), space, when)
     if page in life.large:  # what is being moved is found missing, too
-        folio.fresh = not isinstance(spaces.folio_at(space, page), Folio)
+        folio.room = NOWHERE if isinstance(spaces.folio_at(space, page), Folio) else range(vma.start, vma.end)
     if own is None:
         space.own[page] = [(when, folio)]
         life.whose.wrote(space, page)
@@ -84,7 +84,7 @@ def _written(life: "Life", space: Space, vma: Vma, page: int, when: int) -> Foli
 
 def _found(written: Folio | None, error: int) -> None:
     if written is not None and error & PRESENT:
-        written.fresh = False
+        written.room = NOWHERE
 
 
 def kernel_wrote(life: "Life", space: Space, page: int, when: int) -> None:

@@ -92,7 +92,7 @@ def _held(folio: Folio, vma: Vma, pgoff: int, order: int) -> dict[int, Folio | N
         there = folio_at(space, page)
         if there is folio:
             found[page] = None
-        elif isinstance(there, Folio) and not there.fresh and _copied(there, page) is folio:
+        elif isinstance(there, Folio) and not there.room and _copied(there, page) is folio:
             found[page] = there
     return found
 
@@ -132,10 +132,12 @@ def _first_fault(stretch: _Stretch, pages: range) -> Folio | None:
         (when, page, folio)
         for page in pages
         for when, folio in space.own.get(page, ())
-        if folio is not None and folio.origin is space and folio.since == when and folio.fresh and when <= until
+        if folio is not None and folio.origin is space and folio.since == when and folio.room and when <= until
     ]
     for when, _, folio in sorted(faults, key=lambda fault: fault[0]):
-        if when <= since or any(isinstance(folio_at(space, page, before=when - 1), Folio) for page in pages):
+        if when <= since or not folio.room.start <= pages.start < pages.stop <= folio.room.stop:
+            continue
+        if any(isinstance(folio_at(space, page, before=when - 1), Folio) for page in pages):
             continue
         if not any(later > when >= space.gone(page, later) for later, page, _ in faults):
             return folio

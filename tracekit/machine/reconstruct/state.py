@@ -14,6 +14,7 @@ from tracekit.machine.reconstruct.vma import AnonVma, File, Vma
 from tracekit.machine.reconstruct.zaps import Zaps
 
 EVERYWHERE = 1 << 60  # pages: above any address
+ANYWHERE, NOWHERE = range(EVERYWHERE), range(0)
 NOT_COPIED = 4 << 20  # in a VMA's flags: MADV_DONTFORK
 
 
@@ -24,17 +25,18 @@ class Folio:
         mapping: the anon_vma or the file in whose tree its rmap walk goes.
         origin, since: the space that wrote it first, and at which event; None for a file's.
         sure: False where its origin was not seen and alternatives remain.
-        fresh: whether nothing was mapped there before, so that it may be large; kept where large ones may be.
+        room: pages within which it lies if it is large: those of the VMA; none where one was mapped before. Kept where
+            large ones may be.
         order: of one that was found to be large; 0: it is not, or not known to be.
     """
 
-    __slots__ = ("fresh", "mapping", "order", "origin", "since", "sure")
+    __slots__ = ("mapping", "order", "origin", "room", "since", "sure")
 
     def __init__(
         self, mapping: AnonVma | File, origin: "Space | None" = None, since: int = 0, *, sure: bool = True
     ) -> None:
         self.mapping, self.origin, self.since, self.sure = mapping, origin, since, sure
-        self.fresh, self.order = True, 0
+        self.room, self.order = ANYWHERE, 0
 
 
 class Copies(NamedTuple):
