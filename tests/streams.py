@@ -58,14 +58,14 @@ class Stream:
     def end(self, by=P):
         self.add(Code.EDGE, by, next(self.row), 0, 0, 0, 0, 3, to=self.marks)
 
-    def set(self, pfn, pages=(0,), *, kind=READ, by=P, order=0, dirty=True):
+    def set(self, pfn, pages=(0,), *, kind=READ, by=P, order=0, dirty=True, whole=0):
         entry = kind + DIRTY * dirty
         for page in pages:
-            self.add(Code.SET, by, next(self.row), (BASE >> 12) + page, pfn, order, entry, 0, to=self.marks)
+            self.add(Code.SET, by, next(self.row), (BASE >> 12) + page, pfn, order, entry, whole, to=self.marks)
 
-    def restore(self, pfn, pages=(0,), *, by=P, order=0):
+    def restore(self, pfn, pages=(0,), *, by=P, order=0, whole=0):
         for page in pages:
-            self.add(Code.RESTORE, by, next(self.row), (BASE >> 12) + page, pfn, order, 0, 0, to=self.marks)
+            self.add(Code.RESTORE, by, next(self.row), (BASE >> 12) + page, pfn, order, 0, whole, to=self.marks)
 
     def move(self, *, sets, restores, target=P, kind=READ):
         self.start(target)

@@ -2,7 +2,7 @@
 
 Recorded by tests/guest/family.c in the guest, all kinds of operations in one: mmap over mappings, of a file private and
 shared, munmap, mprotect and writes that it forbids, madvise, mremap, forks of forks, exits, pages moved by either side;
-with large folios all but those of files.
+with large folios all but those of files. And by tests/guest/hugezero.c, which reads, forks and writes.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ import tracekit
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 # One walk of 562 is of a page of the file that 245 read without a fault of its own: inferred, and wrong
-WALKS = {"6.12-family": (530, 530), "7.2-family": (562, 561), "7.2-family-large": (744, 744)}
+WALKS = {"6.12-family": (530, 530), "7.2-family": (562, 561), "7.2-family-large": (744, 744), "7.2-hugezero": (24, 24)}
 
 
 @pytest.mark.parametrize("name", WALKS)

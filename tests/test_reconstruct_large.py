@@ -7,7 +7,7 @@ recording of tests/guest/family.c with 16 and 64 KiB folios; ``7.2-family-large`
 import pytest
 from streams import ANON, BASE, EXCLUSIVE, READ, P, Stream
 
-from tracekit.machine.reconstruct.events import Code
+from tracekit.machine.reconstruct.events import PMD, Code
 from tracekit.machine.reconstruct.rows import MM
 
 ORDER, PAGES = 2, range(4)
@@ -130,6 +130,50 @@ def test_what_put_it_there_is_not_forgotten(stream):
     child = stream.fork()
     zap(stream, child, 1, 3)
     move(stream, P, [1, 2, 3])
+    assert stream.walks() == [("try", [0], True), ("remove", [0, 1], True)]
+
+
+def test_who_was_forked_before_has_none_of_it(stream):
+    zap(stream, P, 0, 1)
+    stream.fork()
+    stream.write(P, 1)
+    child = stream.fork()
+    zap(stream, P, 2, 2)
+    zap(stream, child, 0, 2)
+    move(stream, P, [0, 1], [2, 3])
+    assert stream.walks() == [("try", [0, 1, 2], True), ("remove", [0, 1, 2], True)]
+
+
+def move_whole(stream, target, holders):
+    """Move a folio that a PMD of each of so many maps."""
+    stream.start(target)
+    stream.set(0x1000, [0] * holders, order=9, whole=PMD)
+    stream.restore(0x2000, [0] * holders, order=9, whole=PMD)
+    stream.end()
+
+
+def test_what_a_pmd_maps_goes_over_to_who_writes_and_has_it_alone():
+    """The sibling is in the tree of who put it there, not in the writer's."""
+    stream = Stream()
+    stream.mmap(pages=512)
+    stream.write(P, 5)
+    sibling, child = stream.fork(), stream.fork()
+    stream.exit(P)
+    zap(stream, sibling, 0, 512)
+    copy(stream, child, 7)
+    stream.fork(child)
+    move_whole(stream, child, 2)
+    assert stream.walks() == [("try", [0, 1], True), ("remove", [0, 1], True)]
+
+
+def test_a_read_that_may_map_the_huge_page_of_zeros_makes_the_anon_vma():
+    """So the child is in the tree of what P writes after the fork."""
+    stream = Stream()
+    stream.mmap(pages=512)
+    stream.read(P, 3)
+    stream.fork()
+    stream.write(P, 5)
+    move_whole(stream, P, 1)
     assert stream.walks() == [("try", [0], True), ("remove", [0, 1], True)]
 
 

@@ -2,13 +2,13 @@
 // VMAs, anon_vma trees and page tables, for tests/test_reconstruct_family.py.
 //
 //     cc -O1 -static -pthread -o family family.c
-//     ../../shared/guest/record 7.2 'PATH/family SEED COMMANDS [KINDS]' -i family -o DIR --recorder trace-cmd --events allk
+//     ../../shared/guest/record 7.2 'PATH/family SEED COMMANDS [KINDS [SCALE]]' -i family -o DIR --recorder trace-cmd --events allk
 //
 // where PATH is the folder in which the guest shows what -i gives it; with --thp mix for large folios.
 //
 // KINDS is a mask of the kinds below, by default all but those of threads and vfork(). The first process tells the
 // others through pipes what to do and waits, but for exits and for pages that it moves itself; so the trace has no race
-// but between CPUs' clocks.
+// but between CPUs' clocks. SCALE: pages in each of the 48, by default 1; 128 for folios of a PMD.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -30,11 +30,11 @@
 enum { WRITE, READ, MAP, MAPFILE, MAPSHARED, UNMAP, PROT, DONTNEED, MREMAP, FORK, EXIT, MOVE, MOVEOTHER, ADVISE,
        TWRITE, TFORK, VFORK, NKINDS };
 struct cmd { int kind, page, pages, arg; };
-static int to[MAX][2], back[2], memfd, nodes = 2;
+static int to[MAX][2], back[2], memfd, nodes = 2, scale = 1;
 static sigjmp_buf env;
 static pid_t *pids;
 static void segv(int s) { siglongjmp(env, 1); }
-static char *at(int page) { return (char *)BASE + 4096ul * page; }
+static char *at(int page) { return (char *)BASE + 4096ul * scale * page; }
 static long move(pid_t pid, int page, int n, int node) {
   void *p[64]; int nd[64], st[64];
   for (int i = 0; i < n; i++) { p[i] = at(page + i); nd[i] = node; }
@@ -50,13 +50,13 @@ static void *thread(void *p) { // writes, or forks: the child goes on as a worke
 static void worker(int me) {
   struct cmd c; char ok = 1;
   while (read(to[me][0], &c, sizeof c) == sizeof c) {
-    char *p = at(c.page); size_t len = 4096ul * c.pages;
+    char *p = at(c.page); size_t len = 4096ul * scale * c.pages;
     switch (c.kind) {
-    case WRITE: if (!sigsetjmp(env, 1)) *(volatile char *)p = c.arg; break;
+    case WRITE: if (!sigsetjmp(env, 1)) *(volatile char *)(p + 4096 * (c.arg % scale)) = c.arg; break;
     case READ: if (!sigsetjmp(env, 1)) (void)*(volatile char *)p; break;
     case MAP: mmap(p, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0); break;
-    case MAPFILE: mmap(p, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, memfd, 4096ul * c.page); break;
-    case MAPSHARED: mmap(p, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memfd, 4096ul * c.page); break;
+    case MAPFILE: mmap(p, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, memfd, p - (char *)BASE); break;
+    case MAPSHARED: mmap(p, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memfd, p - (char *)BASE); break;
     case UNMAP: munmap(p, len); break;
     case PROT: mprotect(p, len, c.arg & 1 ? PROT_READ : PROT_READ | PROT_WRITE); break;
     case DONTNEED: madvise(p, len, MADV_DONTNEED); break;
@@ -75,8 +75,9 @@ static void worker(int me) {
 int main(int argc, char **argv) {
   int seed = argc > 1 ? atoi(argv[1]) : 1, n = argc > 2 ? atoi(argv[2]) : 300;
   int mask = argc > 3 ? strtol(argv[3], 0, 0) : 0x3fff;
+  if (argc > 4) scale = atoi(argv[4]);
   pids = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  memfd = memfd_create("rnd", 0); if (ftruncate(memfd, 4096ul * PAGES)) return 1;
+  memfd = memfd_create("rnd", 0); if (ftruncate(memfd, 4096ul * scale * PAGES)) return 1;
   for (int i = 0; i < MAX; i++) if (pipe(to[i])) return 1;
   if (pipe(back)) return 1;
   struct sigaction sa = {.sa_handler = segv, .sa_flags = SA_NODEFER}; sigaction(SIGSEGV, &sa, 0); sigaction(SIGBUS, &sa, 0);

@@ -137,7 +137,7 @@ def take(cycle: pl.DataFrame, marks: pl.DataFrame, how: Shown | None = None, *, 
     how = how or Shown.of(cycle, faults=bool((cycle["code"] == Code.FAULT).any()), complete=True)
     Vma.turns_chains = _turns_chains(how.version)
     moved = prune.migrated(marks, cycle)
-    life = Life(moved.pages, moved.pages[moved.large], how, indexed=not narrow)
+    life = Life(moved, how, indexed=not narrow)
     walker = Walker(life, _identify(life, marks))
     cycle, marks = heap.with_ends_before(with_flags(cycle)), with_ends(marks)
     before = pl.col("time_ns") <= 0  # perf says first what was there when it began

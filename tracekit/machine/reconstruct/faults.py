@@ -52,11 +52,22 @@ def take(life: "Life", tid: int, addresses: Sequence[int], errors: Sequence[int]
 
 def _read(life: "Life", space: Space, page: int) -> None:
     """A fault on a file maps what is around it, too."""
+    if life.huge:
+        _read_huge(space, page)
     vma = space.at(page) if page // AROUND in life.around else None
     if vma is not None and (vma.file is not None or vma is space.rest):
         for one in spaces.around(vma, page):
             if one in life.pages and not isinstance(spaces.folio_at(space, one), Folio):
                 spaces.map_file(space, vma, one, itself=one == page)
+
+
+def _read_huge(space: Space, page: int) -> None:
+    """Where a folio of a PMD would fit, the VMA gets its anon_vma by reading (do_huge_pmd_anonymous_page)."""
+    vma, first = space.at(page), page >> spaces.PMD_ORDER << spaces.PMD_ORDER
+    if vma is None or vma is space.rest or vma.anon is not None or vma.file is not None:
+        return
+    if vma.start <= first and first + (1 << spaces.PMD_ORDER) <= vma.end:
+        spaces.prepare(space, vma)
 
 
 def _written(life: "Life", space: Space, vma: Vma, page: int, when: int) -> Folio | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tracekit.machine.reconstruct.events import DIRTY
 from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, known, maps
-from tracekit.machine.reconstruct.large import cut, large_at
+from tracekit.machine.reconstruct.large import cut, large_at, whole_at
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.moved import Moved
 from tracekit.machine.reconstruct.state import Folio, Space
@@ -97,9 +97,10 @@ class Identify:
     def _explaining(self, target: Space, walk: Walk) -> Found | None:
         """The large folio of ``target`` of which each page that is known to be mapped had an entry, and no other."""
         tried = set()
+        find_at = whole_at if all(pages > 1 for _, _, _, pages in walk.entries) else large_at
         for _, page, pfn, _ in walk.entries:
             vma, base = target.at(page), page - (pfn - walk.head)
-            folio = None if vma is None or vma.shared else large_at(target, page, base, walk.order)
+            folio = None if vma is None or vma.shared else find_at(target, page, base, walk.order)
             if vma is None or folio is None or (folio, base) in tried:
                 continue
             tried.add((folio, base))

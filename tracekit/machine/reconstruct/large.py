@@ -3,10 +3,10 @@
 Only an entry of a large folio tells how large it is, long after the fault. A fault puts one where none of its pages is
 mapped (alloc_anon_folio() and pte_range_none(), mm/memory.c), at a multiple of its size; a write to a page of it that
 others share copies that page alone (wp_page_copy()), and one to a page that no one else has left stays in the tree of
-who put it there (__wp_can_reuse_large_anon_folio()).
+who put it there (__wp_can_reuse_large_anon_folio()); but what a PMD maps goes over to the tree of who writes, if no one
+else has it, and is mapped page by page from then on if anyone has (do_huge_pmd_wp_page(), mm/huge_memory.c).
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -58,43 +58,74 @@ def large_at(space: Space, page: int, base: int, order: int, *, before: int = EV
     return None
 
 
+def whole_at(space: Space, page: int, base: int, order: int) -> Folio | None:
+    """The same for a folio that a PMD of ``space`` maps: that of who wrote to any of its pages last."""
+    for one in _line(space, page, EVERYWHERE):
+        first = one.page + base - page
+        pages = range(first, first + (1 << order))
+        writes = [write for write in _writes(one, pages) if write[0] > one.since]
+        if writes:
+            _, _, found = max(writes, key=lambda write: write[0])
+            _spread(found, pages)
+            found.order = order
+            return found
+    return None
+
+
 def cut(walk: Walk, folio: Folio, pgoff: int, members: list[Vma]) -> list[int] | None:
     """Cut the entries of a try walk of a large folio, at ``pgoff`` of its tree, by what each of ``members`` maps of it.
 
     Returns:
         Of each run, the place of its VMA in ``members``; None where they map other pages than had entries.
     """
-    if walk.entries[0][3] > 1:
-        return None  # whole, by a PMD each: there is nothing to cut
     if walk.explained == (folio, members):
         return walk.member
     maps = [_held(folio, vma, pgoff, walk.order) for vma in members]
-    seen = Counter(page for _, page, _, _ in walk.entries)
-    surely = Counter(page for pages in maps for page, copy in pages.items() if copy is None)
-    maybe = Counter(page for pages in maps for page, copy in pages.items() if copy is not None)
-    if any(seen[page] not in (surely[page], surely[page] + number) for page, number in maybe.items()):
-        return None
-    kept = {page for page in maybe if seen[page] > surely[page]}
-    member = walk.cut([[page for page, copy in pages.items() if copy is None or page in kept] for pages in maps])
+    kept = []
+    for page in {page for pages in maps for page, copy in pages.items() if copy is not None}:
+        holders = [pages for pages in maps if page in pages]
+        copies = [pages for pages in holders if pages[page] is not None]
+        seen = sum(first <= page < first + pages for _, first, _, pages in walk.entries)
+        if seen == len(holders):
+            kept += [(page, pages[page]) for pages in copies]
+        elif seen == len(holders) - len(copies):
+            for pages in copies:
+                del pages[page]
+        else:
+            return None
+    member = walk.cut([[*pages] for pages in maps])
     if member is not None:
         walk.explained, walk.member = (folio, members), member
-        for pages in maps:
-            for page in kept & pages.keys():
-                _reused(folio, page, pages[page])
+        for page, copy in kept:
+            _reused(folio, page, copy)
     return member
 
 
 def _held(folio: Folio, vma: Vma, pgoff: int, order: int) -> dict[int, Folio | None]:
     """The pages at which ``vma`` maps ``folio``, in order; or may do, if what seems to be a copy of one is none."""
-    first, space = vma.start + pgoff - vma.pgoff, vma.space
-    found: dict[int, Folio | None] = {}
-    for page in range(max(first, vma.start), min(first + (1 << order), vma.end)):
-        there = folio_at(space, page)
-        if there is folio:
-            found[page] = None
-        elif isinstance(there, Folio) and not there.room and _copied(there, page) is folio:
+    first = vma.start + pgoff - vma.pgoff
+    pages = range(max(first, vma.start), min(first + (1 << order), vma.end))
+    found: dict[int, Folio | None] = dict.fromkeys(pages)
+    for page in _touched(vma.space, folio, pages):
+        there = folio_at(vma.space, page)
+        if isinstance(there, Folio) and not there.room and _copied(there, page) is folio:
             found[page] = there
+        elif there is not folio:
+            del found[page]
     return found
+
+
+def _touched(space: Space | None, folio: Folio, pages: range) -> list[int] | range:
+    """Those of ``pages`` at which something may have happened to ``folio`` on its way to ``space``."""
+    found: set[int] = set()
+    before = EVERYWHERE
+    while space is not None and before >= folio.since and not space.moves and not space.zaps.any_in(pages):
+        if space is folio.origin:
+            found.update(page for page in pages if page not in space.own or space.own[page][-1][1] is not folio)
+            return sorted(found)
+        found.update(page for page in pages if page in space.own)
+        before, space = space.born, space.parent
+    return pages
 
 
 def _copied(copy: Folio, page: int) -> Folio | bool | None:
@@ -127,13 +158,8 @@ def _line(space: Space | None, page: int, before: int) -> Iterator[_Stretch]:
 
 def _first_fault(stretch: _Stretch, pages: range) -> Folio | None:
     """The folio of the first fault in ``stretch`` at which none of ``pages`` was mapped, nor was missing later."""
-    space, _, since, until = stretch
-    faults = [
-        (when, page, folio)
-        for page in pages
-        for when, folio in space.own.get(page, ())
-        if folio is not None and folio.origin is space and folio.since == when and folio.room and when <= until
-    ]
+    space, _, since, _ = stretch
+    faults = [write for write in _writes(stretch, pages) if write[2].room]
     for when, _, folio in sorted(faults, key=lambda fault: fault[0]):
         if when <= since or not folio.room.start <= pages.start < pages.stop <= folio.room.stop:
             continue
@@ -142,6 +168,17 @@ def _first_fault(stretch: _Stretch, pages: range) -> Folio | None:
         if not any(later > when >= space.gone(page, later) for later, page, _ in faults):
             return folio
     return None
+
+
+def _writes(stretch: _Stretch, pages: range) -> list[tuple[int, int, Folio]]:
+    """When the space of ``stretch`` wrote at which of ``pages`` until its end, and what that left."""
+    space = stretch.space
+    return [
+        (when, page, folio)
+        for page in pages
+        for when, folio in space.own.get(page, ())
+        if folio is not None and folio.origin is space and folio.since == when and when <= stretch.until
+    ]
 
 
 def _spread(folio: Folio, pages: range) -> None:

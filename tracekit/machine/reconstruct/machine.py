@@ -3,13 +3,11 @@
 from collections.abc import Callable
 from errno import EFAULT, ENOMEM
 
-import numpy as np
-import numpy.typing as npt
-
 from tracekit.machine.reconstruct import faults, spaces
 from tracekit.machine.reconstruct.events import CLONE_VFORK, CLONE_VM, LIKELY, MAP_ANONYMOUS, Code, Shown
 from tracekit.machine.reconstruct.faults import PAGE_SHIFT
 from tracekit.machine.reconstruct.folios import image_of
+from tracekit.machine.reconstruct.prune import Migrated
 from tracekit.machine.reconstruct.spaces import AROUND
 from tracekit.machine.reconstruct.state import EVERYWHERE, Space
 from tracekit.machine.reconstruct.vma import File, Vma
@@ -43,14 +41,15 @@ class Life:
         unmaps_first: whether mremap() unmaps what is in the way before it looks at what is to be moved.
         pages, around: those that migrate, and their neighbourhoods: no other need be followed.
         large: those of large folios.
+        huge: whether the trace has folios of a PMD, so that reads may map the one of zeros.
     """
 
-    def __init__(
-        self, pages: npt.NDArray[np.int64], large: npt.NDArray[np.int64], shown: Shown, *, indexed: bool = True
-    ) -> None:
+    def __init__(self, moved: Migrated, shown: Shown, *, indexed: bool = True) -> None:
+        pages = moved.pages
         self.now = 0
         self.stirred = self.alone = 0
-        self.pages, self.large = set(pages.tolist()), frozenset(large.tolist())
+        self.pages, self.large = set(pages.tolist()), frozenset(pages[moved.large].tolist())
+        self.huge = moved.huge
         self.around = {page + near for page in set((pages // AROUND).tolist()) for near in (-1, 0, 1)}
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}

@@ -14,6 +14,7 @@ import polars as pl
 
 from tracekit.machine.reconstruct.events import CLONE_VM, Code
 from tracekit.machine.reconstruct.folios import IMAGE
+from tracekit.machine.reconstruct.spaces import PMD_ORDER
 
 Numbers = npt.NDArray[np.int64]
 
@@ -30,11 +31,13 @@ class Migrated(NamedTuple):
         pages: int64[n], in order; also those from which mremap() moved what migrates.
         until: int64[n], ns, when the last entry at or near it was set.
         large: bool[n], whether a large folio may stand there.
+        huge: whether there are folios of a PMD.
     """
 
     pages: Numbers
     until: Numbers
     large: npt.NDArray[np.bool_]
+    huge: bool
 
 
 def migrated(marks: pl.DataFrame, cycle: pl.DataFrame) -> Migrated:
@@ -43,7 +46,7 @@ def migrated(marks: pl.DataFrame, cycle: pl.DataFrame) -> Migrated:
     pages, of = every_page(sets)
     large, _ = latest(*(each[sets["d"].to_numpy()[of] > 0] for each in (pages, of)))
     pages, until = latest(pages, sets["time_ns"].to_numpy()[of])
-    found = Migrated(pages, until, np.isin(pages, large))
+    found = Migrated(pages, until, np.isin(pages, large), bool((sets["d"] >= PMD_ORDER).any()))
     moves = cycle.filter((pl.col("code") == Code.MREMAP) & pl.col("ret").is_between(1, (1 << 62) - 1))
     for start, length, to in moves.select("a", "b", "ret").reverse().iter_rows():
         found = _from(found, start >> 12, (length + 4095) >> 12, to >> 12)
@@ -58,10 +61,10 @@ def _from(moved: Migrated, start: int, pages: int, to: int) -> Migrated:
     until, large = moved.until[some], moved.large[some]
     if ((moved.pages[at] == source) & (moved.until[at] >= until) & (moved.large[at] >= large)).all():
         return moved
-    every = [np.concatenate(pair) for pair in zip(moved, (source, until, large), strict=True)]
-    frame = pl.DataFrame(dict(zip(Migrated._fields, every, strict=True)))
+    every = [np.concatenate(pair) for pair in zip(moved[:3], (source, until, large), strict=True)]
+    frame = pl.DataFrame(dict(zip(Migrated._fields[:3], every, strict=True)))
     frame = frame.group_by("pages").agg(pl.col("until", "large").max()).sort("pages")
-    return Migrated(*(frame[name].to_numpy() for name in Migrated._fields))
+    return Migrated(frame["pages"].to_numpy(), frame["until"].to_numpy(), frame["large"].to_numpy(), moved.huge)
 
 
 def latest(keys: Numbers, times: Numbers) -> tuple[Numbers, Numbers]:

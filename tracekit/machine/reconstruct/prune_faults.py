@@ -53,9 +53,9 @@ def faults(slices: Iterable[pl.DataFrame], cycle: pl.DataFrame, marks: pl.DataFr
     for events in slices:
         numbered = events.with_columns(at=pl.int_range(count, count + len(events), dtype=pl.Int64))
         count += len(events)
-        matters, also = choice.take(_of_who_is_left(numbered, where.gone))
+        matters, *also = choice.take(_of_who_is_left(numbered, where.gone))
         kept.append(matters)
-        first.append(firsts.of(also))
+        first += [firsts.of(some) for some in also]
     if not kept:
         return pl.DataFrame()
     every = pl.concat(kept)
@@ -83,10 +83,10 @@ class _Choice:
         self._windows = Sieve(np.unique(np.concatenate([windows - 1, windows, windows + 1])))
         self._mattered: dict[int, bool] = {}  # by thread, whether its latest fault did
 
-    def take(self, events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-        """The faults that matter, and the other writes in areas.
+    def take(self, events: pl.DataFrame) -> list[pl.DataFrame]:
+        """The faults that matter, and the other writes in areas; where reads count, too, those as well.
 
-        Both with ``exact``, whether it is a write that makes a page that migrates what it is then, ``area``, where it
+        All with ``exact``, whether it is a write that makes a page that migrates what it is then, ``area``, where it
         is one of those of which the first counts (no area is -1), and ``behind``, whether it only shows that the one
         before is over.
         """
@@ -112,7 +112,9 @@ class _Choice:
         behind &= ~self._images.holds(page)  # where a first write to the data of one shows where these begin
         flags = {"exact": pl.Series(exact & write), "area": pl.Series(area), "behind": pl.Series(behind)}
         numbered = events.with_columns(**flags)
-        return numbered.filter(pl.Series(matters)), numbered.filter(pl.Series(write & ~matters & (area >= 0)))
+        rest = ~matters & (area >= 0)
+        every = [matters, rest & write, *([rest & ~write] if self.where.moved.huge else [])]
+        return [numbered.filter(pl.Series(some)) for some in every]
 
     def _behind(self, matters: Flags, tid: npt.NDArray[np.int32]) -> Flags:
         by_thread = np.argsort(tid, kind="stable")

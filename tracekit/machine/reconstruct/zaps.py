@@ -26,6 +26,11 @@ class Zaps:
             last = len(older) - (bool(older) and older[-1] > asked[1])
             self._events[i] = (*older[max(bisect_right(older, asked[0]) - 1, 0) : last], now)
 
+    def any_in(self, pages: range) -> bool:
+        """Whether any of ``pages`` was ever zapped."""
+        first, behind = bisect_right(self._starts, pages.start) - 1, bisect_left(self._starts, pages.stop)
+        return any(self._events[first:behind])
+
     def last(self, page: int, before: int) -> int:
         """The last event, at or before ``before``, that zapped ``page``; -1: none."""
         events = self._events[bisect_right(self._starts, page) - 1]
