@@ -184,11 +184,11 @@ def _writes(stretch: _Stretch, pages: range) -> list[tuple[int, int, Folio]]:
 def _spread(folio: Folio, pages: range) -> None:
     """Note that ``folio`` came to stand at all of ``pages`` at once."""
     assert folio.origin is not None
-    own = folio.origin.own
+    own, note = folio.origin.own, (folio.since, folio)  # one note for all: a folio may have 512 pages
     for page in pages:
         history = own.setdefault(page, [])
         at = len(history)
         while at and history[at - 1][0] > folio.since:
             at -= 1
         if not at or history[at - 1][0] != folio.since:
-            history.insert(at, (folio.since, folio))
+            history.insert(at, note)

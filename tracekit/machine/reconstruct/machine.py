@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from errno import EFAULT, ENOMEM
+from itertools import compress
 
 from tracekit.machine.reconstruct import faults, spaces
 from tracekit.machine.reconstruct.events import CLONE_VFORK, CLONE_VM, LIKELY, MAP_ANONYMOUS, Code, Shown
@@ -45,12 +46,12 @@ class Life:
     """
 
     def __init__(self, moved: Migrated, shown: Shown, *, indexed: bool = True) -> None:
-        pages = moved.pages
+        pages = moved.pages.tolist()
         self.now = 0
         self.stirred = self.alone = 0
-        self.pages, self.large = set(pages.tolist()), frozenset(pages[moved.large].tolist())
+        self.pages, self.large = set(pages), frozenset(compress(pages, moved.large.tolist()))
         self.huge = moved.huge
-        self.around = {page + near for page in set((pages // AROUND).tolist()) for near in (-1, 0, 1)}
+        self.around = {page + near for page in set((moved.pages // AROUND).tolist()) for near in (-1, 0, 1)}
         self.space_of: dict[int, Space] = {}
         self.target: dict[int, int] = {}
         self.whose = Whose(indexed=indexed)
