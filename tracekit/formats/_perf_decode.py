@@ -75,10 +75,18 @@ class Decoder:
             self.note("reading_of_tracepoint", len(some.starts))
         elif event.layout.sample_type & RAW:
             self._decode_raw(some, event, event.rows(self.note), put_by=put_by)
-        elif put_by:
-            self._put_by(event, _part(some, event))
         else:
-            self._write_parts(event, [_part(some, event)])
+            self._decode_bare(some, event, put_by=put_by)
+
+    def _decode_bare(self, some: Ordered, event: PerfEvent, *, put_by: bool) -> None:
+        """The same for samples of a tracepoint that have no raw data."""
+        part, more = _part(some, event), []
+        if event.layout.sample_type & (READ | REST):
+            more = self._more(some, event, event, locate(some.words, some.starts, some.ends, event.layout))
+        if put_by and not more:
+            self._put_by(event, part)
+        else:
+            self._write_parts(event, [part], more=more)
 
     def _decode_plain(self, some: Ordered, event: PerfEvent, of: PerfEvent) -> None:
         """The same for samples of an event that is no tracepoint; what those of another do not say is null."""
