@@ -1,7 +1,8 @@
 """Large folios, of which processes hold different pages: which fault put one there is told only by its entries.
 
-P maps sixteen pages and writes the first, which puts a folio of four there. Each rule was seen to be needed in a
-recording of tests/guest/family.c with 16 and 64 KiB folios; ``7.2-family-large`` is one that needs them all.
+P maps sixteen pages and writes the first, which puts a folio of four there. Most rules were seen to be needed in
+recordings of tests/guest/family.c with 16 and 64 KiB folios, those of folios of a PMD in such with SCALE 128 and in one
+of tests/guest/hugezero.c.
 """
 
 import pytest
@@ -88,12 +89,11 @@ def test_a_write_to_what_is_mapped_puts_none_there(stream):
     zap(stream, child, 0, 4)
     stream.read(child, 1)
     copy(stream, child, 1)  # of the page of zeros
-    grandchild = stream.fork(child)
+    stream.fork(child)
     zap(stream, child, 1, 1)
     stream.write(child, 3)
     move(stream, child, PAGES, kind=EXCLUSIVE)
     assert stream.walks() == [("try", [0], True), ("remove", [0, 1], True)]
-    assert grandchild
 
 
 def test_a_page_that_is_missing_was_no_part_of_one_that_came_before(stream):
@@ -216,7 +216,7 @@ def test_a_page_that_no_one_else_has_stays_in_its_tree(stream):
 
 def test_what_came_back_is_the_same_folio_whatever_is_there_now(stream):
     """P has a copy of its own of the page that is tried again; the child's is the folio's."""
-    child = stream.fork()
+    stream.fork()
     copy(stream, P, 1)
     stream.start(P)
     for pages in ([0, 2, 3], PAGES):
@@ -228,10 +228,9 @@ def test_what_came_back_is_the_same_folio_whatever_is_there_now(stream):
     stream.restore(0x3000, [1])
     stream.end()
     assert stream.walks()[-2:] == [("try", [0, 1], True), ("remove", [0, 1], True)]
-    assert child
 
 
-def test_a_page_written_where_mremap_took_it_from_is_known(stream):
+def test_a_page_written_where_mremap_took_it_from_is_known():
     """No entry was ever set there: who wrote is gone, and a sibling that has the page no more is in the tree."""
     stream = Stream()
     stream.mmap()
@@ -245,12 +244,3 @@ def test_a_page_written_where_mremap_took_it_from_is_known(stream):
     stream.restore(0x2000, [FAR])
     stream.end()
     assert stream.walks() == [("try", [0, 1], True), ("remove", [0, 1], True)]
-
-
-def test_one_that_the_kernel_wrote_is_known_from_then_on(stream):
-    """read() into pages that no fault touched; the child has them all."""
-    stream.mmap(at=BASE + FAR * 4096)
-    stream.fork()
-    for _ in range(2):
-        move(stream, P, range(FAR, FAR + 4), range(FAR, FAR + 4), base=FAR)
-    assert [len(visited) for _, visited, _ in stream.walks()] == [2] * 4

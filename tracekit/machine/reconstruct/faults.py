@@ -39,7 +39,7 @@ def take(life: "Life", tid: int, addresses: Sequence[int], errors: Sequence[int]
             vma = found
             start, end = (0, 0) if vma is space.rest else (vma.start, vma.end)
         if page in pages:
-            _found(_written(life, space, vma, page, when), error)
+            _present(_written(life, space, vma, page, when), error)
         elif vma.anon is None and not vma.shared:
             spaces.prepare(space, vma)
         if not end and page < space.data:
@@ -66,7 +66,7 @@ def _read_huge(space: Space, page: int) -> None:
     vma, first = space.at(page), page >> spaces.PMD_ORDER << spaces.PMD_ORDER
     if vma is None or vma is space.rest or vma.anon is not None or vma.file is not None:
         return
-    if vma.start <= first and first + (1 << spaces.PMD_ORDER) <= vma.end:
+    if vma.start <= first and first + spaces.PTRS_PER_PTE <= vma.end:
         spaces.prepare(space, vma)
 
 
@@ -83,7 +83,7 @@ def _written(life: "Life", space: Space, vma: Vma, page: int, when: int) -> Foli
     if last is not None and last.origin is space and last.since > space.forked:
         return None  # its own already, and not shared since: a NUMA hint, or a protection lifted
     folio = Folio(vma.anon or _anon(space, vma), space, when)
-    if page in life.large:  # what is being moved is found missing, too
+    if page in space.large:  # what is being moved is found missing, too
         folio.room = NOWHERE if isinstance(spaces.folio_at(space, page), Folio) else range(vma.start, vma.end)
     if own is None:
         space.own[page] = [(when, folio)]
@@ -93,7 +93,8 @@ def _written(life: "Life", space: Space, vma: Vma, page: int, when: int) -> Foli
     return folio
 
 
-def _found(written: Folio | None, error: int) -> None:
+def _present(written: Folio | None, error: int) -> None:
+    """What a fault on a mapped page leaves took the place of that page, and is no larger."""
     if written is not None and error & PRESENT:
         written.room = NOWHERE
 

@@ -74,7 +74,10 @@ def find(space: Space, entry: Entry, *, faults: bool) -> Found | None:
 
 
 def known(space: Space, page: int, base: int, order: int, *, before: int = EVERYWHERE) -> Folio | None:
-    """The folio by its faults, as it was at event ``before``; see ``Entry`` for the others."""
+    """The folio by its faults, as it was at event ``before``; see ``Entry`` for the others.
+
+    A large one that no fault explains is what is known of its page, or of any other of its range.
+    """
     if order and (found := large_at(space, page, base, order, before=before)) is not None:
         return found
     folio = folio_at(space, page, before=before)
@@ -203,13 +206,3 @@ def image_of(space: Space, start: int, end: int, pgoff: int, file: File) -> Vma:
     file.tree.add(vma)
     space.maps.append(vma)
     return vma
-
-
-def fill(space: Space, first: int, order: int, folio: Folio) -> None:
-    """Note that a large folio stands at every page of its range where nothing else is known to."""
-    if folio.origin is None:
-        return
-    folio.order = order
-    for page in range(first, first + (1 << order)):
-        if folio_at(space, page) is False:
-            folio.origin.own.setdefault(page, []).insert(0, (folio.since, folio))

@@ -4,7 +4,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from tracekit.machine.reconstruct.events import DIRTY
-from tracekit.machine.reconstruct.folios import Entry, Found, fill, find, known, maps
+from tracekit.machine.reconstruct.folios import Entry, Found, find, known, maps
 from tracekit.machine.reconstruct.large import cut, large_at, whole_at
 from tracekit.machine.reconstruct.machine import Life
 from tracekit.machine.reconstruct.moved import Moved
@@ -75,24 +75,29 @@ class Identify:
     def _of(self, tid: int, walk: Walk) -> Identity:
         runs = walk.runs()
         target = self.target(tid, walk.reason)
-        if target is not None and walk.order and self.life.faults:
-            found = self._explaining(target, walk)
+        if target is not None:
+            found = self._of_target(target, walk, runs)
             if found is not None:
                 return Identity(found, target, self._still(tid, target))
-        if target is not None:
-            several = len({run.base for run in runs}) > 1
-            for run in sorted(runs, key=lambda run: not _told(target, run, walk)) if several else runs:
-                vma = target.at(run.page)
-                if vma is None or (several and vma is target.rest):
-                    continue
-                found = self._at(target, run, walk)
-                if found is not None:
-                    return Identity(found, target, self._still(tid, target))
         before = self.moved.get(walk.head)
         if before is not None:
             return Identity(before)
         self.asked = True
         return self._of_anyone(walk, runs)
+
+    def _of_target(self, target: Space, walk: Walk, runs: list[Run]) -> Found | None:
+        found = self._explaining(target, walk) if walk.order and self.life.faults else None
+        if found is not None:
+            return found
+        several = len({run.base for run in runs}) > 1
+        for run in sorted(runs, key=lambda run: not _told(target, run, walk)) if several else runs:
+            vma = target.at(run.page)
+            if vma is None or (several and vma is target.rest):
+                continue
+            found = self._at(target, run, walk)
+            if found is not None:
+                return found
+        return None
 
     def _explaining(self, target: Space, walk: Walk) -> Found | None:
         """The large folio of ``target`` of which each page that is known to be mapped had an entry, and no other."""
@@ -146,8 +151,6 @@ class Identify:
         found = find(space, entry, faults=self.life.faults)
         if found is None or not walk.order:
             return found
-        if not found.folio.order:
-            fill(space, run.base, walk.order, found.folio)
         return Found(found.folio, found.pgoff - (run.page - run.base), found.why)
 
     @staticmethod

@@ -52,9 +52,7 @@ def large_at(space: Space, page: int, base: int, order: int, *, before: int = EV
             continue
         found = _first_fault(one, range(first, first + pages))
         if found is not None:
-            _spread(found, range(first, first + pages))
-            found.order = order
-            return found
+            return _spread(found, range(first, first + pages))
     return None
 
 
@@ -63,12 +61,9 @@ def whole_at(space: Space, page: int, base: int, order: int) -> Folio | None:
     for one in _line(space, page, EVERYWHERE):
         first = one.page + base - page
         pages = range(first, first + (1 << order))
-        writes = [write for write in _writes(one, pages) if write[0] > one.since]
+        writes = _writes(one, pages)
         if writes:
-            _, _, found = max(writes, key=lambda write: write[0])
-            _spread(found, pages)
-            found.order = order
-            return found
+            return _spread(max(writes, key=lambda write: write[0])[2], pages)
     return None
 
 
@@ -78,8 +73,8 @@ def cut(walk: Walk, folio: Folio, pgoff: int, members: list[Vma]) -> list[int] |
     Returns:
         Of each run, the place of its VMA in ``members``; None where they map other pages than had entries.
     """
-    if walk.explained == (folio, members):
-        return walk.member
+    if walk.explained is not None and walk.explained[:2] == (folio, members):
+        return walk.explained[2]
     maps = [_held(folio, vma, pgoff, walk.order) for vma in members]
     kept = []
     for page in {page for pages in maps for page, copy in pages.items() if copy is not None}:
@@ -95,7 +90,7 @@ def cut(walk: Walk, folio: Folio, pgoff: int, members: list[Vma]) -> list[int] |
             return None
     member = walk.cut([[*pages] for pages in maps])
     if member is not None:
-        walk.explained, walk.member = (folio, members), member
+        walk.explained = (folio, members, member)
         for page, copy in kept:
             _reused(folio, page, copy)
     return member
@@ -158,10 +153,10 @@ def _line(space: Space | None, page: int, before: int) -> Iterator[_Stretch]:
 
 def _first_fault(stretch: _Stretch, pages: range) -> Folio | None:
     """The folio of the first fault in ``stretch`` at which none of ``pages`` was mapped, nor was missing later."""
-    space, _, since, _ = stretch
+    space = stretch.space
     faults = [write for write in _writes(stretch, pages) if write[2].room]
     for when, _, folio in sorted(faults, key=lambda fault: fault[0]):
-        if when <= since or not folio.room.start <= pages.start < pages.stop <= folio.room.stop:
+        if not folio.room.start <= pages.start < pages.stop <= folio.room.stop:
             continue
         if any(isinstance(folio_at(space, page, before=when - 1), Folio) for page in pages):
             continue
@@ -171,19 +166,20 @@ def _first_fault(stretch: _Stretch, pages: range) -> Folio | None:
 
 
 def _writes(stretch: _Stretch, pages: range) -> list[tuple[int, int, Folio]]:
-    """When the space of ``stretch`` wrote at which of ``pages`` until its end, and what that left."""
-    space = stretch.space
+    """When the space of ``stretch`` wrote at which of ``pages`` in it, and what that left."""
+    space, _, since, until = stretch
     return [
         (when, page, folio)
         for page in pages
         for when, folio in space.own.get(page, ())
-        if folio is not None and folio.origin is space and folio.since == when and when <= stretch.until
+        if folio is not None and folio.origin is space and folio.since == when and since < when <= until
     ]
 
 
-def _spread(folio: Folio, pages: range) -> None:
-    """Note that ``folio`` came to stand at all of ``pages`` at once."""
+def _spread(folio: Folio, pages: range) -> Folio:
+    """Note that ``folio`` came to stand at all of ``pages``, a power of two of them, at once."""
     assert folio.origin is not None
+    folio.order = len(pages).bit_length() - 1
     own, note = folio.origin.own, (folio.since, folio)  # one note for all: a folio may have 512 pages
     for page in pages:
         history = own.setdefault(page, [])
@@ -192,3 +188,4 @@ def _spread(folio: Folio, pages: range) -> None:
             at -= 1
         if not at or history[at - 1][0] != folio.since:
             history.insert(at, note)
+    return folio

@@ -53,18 +53,21 @@ def migrated(marks: pl.DataFrame, cycle: pl.DataFrame) -> Migrated:
     return found
 
 
-def _from(moved: Migrated, start: int, pages: int, to: int) -> Migrated:
+def _from(moved: Migrated, start: int, length: int, to: int) -> Migrated:
     """``moved`` and the pages from ``start`` on, which a call moved to ``to``, as far as these are among them."""
-    some = slice(*np.searchsorted(moved.pages, [to, to + pages]).tolist())
+    some = slice(*np.searchsorted(moved.pages, [to, to + length]).tolist())
     source = moved.pages[some] - to + start
     at = np.searchsorted(moved.pages, source).clip(max=len(moved.pages) - 1)
     until, large = moved.until[some], moved.large[some]
     if ((moved.pages[at] == source) & (moved.until[at] >= until) & (moved.large[at] >= large)).all():
         return moved
-    every = [np.concatenate(pair) for pair in zip(moved[:3], (source, until, large), strict=True)]
-    frame = pl.DataFrame(dict(zip(Migrated._fields[:3], every, strict=True)))
-    frame = frame.group_by("pages").agg(pl.col("until", "large").max()).sort("pages")
-    return Migrated(frame["pages"].to_numpy(), frame["until"].to_numpy(), frame["large"].to_numpy(), moved.huge)
+    frames = [
+        pl.DataFrame({"page": pages, "until": until, "large": large})
+        for pages, until, large in (moved[:3], (source, until, large))
+    ]
+    every = pl.concat(frames).group_by("page").agg(pl.col("until", "large").max()).sort("page")
+    pages, until, large = (every[name].to_numpy() for name in ("page", "until", "large"))
+    return Migrated(pages, until, large, moved.huge)
 
 
 def latest(keys: Numbers, times: Numbers) -> tuple[Numbers, Numbers]:

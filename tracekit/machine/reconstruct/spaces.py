@@ -11,8 +11,8 @@ HEAP = 0x3  # protection of what brk() maps
 MAP_FLAGS = 0x2_6100  # STACK, NORESERVE, LOCKED, GROWSDOWN: those of mmap that become flags of the VMA
 MAP_TYPE, MAP_SHARED = 0xF, (0x1, 0x3)
 AROUND = 16  # pages that a read fault on a file maps (fault_around_bytes = 65536)
-PTRS_PER_PTE = 512
 PMD_ORDER = 9
+PTRS_PER_PTE = 1 << PMD_ORDER
 # madvise behaviours (uapi/asm-generic/mman-common.h) that change a VMA's flags and so may split it
 CHANGES_FLAGS = frozenset((0, 1, 2, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19))
 ZAPS = frozenset((4, 9, 24))  # MADV_DONTNEED, MADV_REMOVE, MADV_DONTNEED_LOCKED

@@ -39,8 +39,8 @@ class Walk:
         source: of a remove walk, the walk that set its entries.
         found: of a try walk, its folio; None: not known.
         members: of a remove walk, the VMAs of the tree when it began.
-        explained, member: of a try walk of a large folio, that and the VMAs that explain its entries, and which of
-            them each run is in.
+        explained: of a try walk of a large folio, that and the VMAs that explain its entries, and of each run, the
+            place of its VMA among them.
         hit: of a try walk, the VMAs whose entries it set, each with the run of them.
         done: of a try walk, whether its entries were restored.
         back: of a try walk, whether that was where they had been.
@@ -50,21 +50,8 @@ class Walk:
     """
 
     __slots__ = (
-        *(
-            "_runs",
-            "back",
-            "done",
-            "entries",
-            "explained",
-            "member",
-            "found",
-            "head",
-            "hit",
-            "members",
-            "next_part",
-            "order",
-        ),
-        *("reason", "source", "split", "sure", "types", "until", "when"),
+        *("_runs", "back", "done", "entries", "explained", "found", "head", "hit", "members", "next_part"),
+        *("order", "reason", "source", "split", "sure", "types", "until", "when"),
     )
 
     def __init__(self, head: int, order: int, when: int) -> None:
@@ -76,8 +63,7 @@ class Walk:
         self.source: Walk | None = None
         self.found: Found | None = None
         self.members: list[Vma] = []
-        self.explained: tuple[Folio, list[Vma]] | None = None
-        self.member: list[int] = []
+        self.explained: tuple[Folio, list[Vma], list[int]] | None = None
         self.hit: dict[Vma, Run] = {}
         self.next_part = head
         self.back = self.done = self.split = self.sure = False
